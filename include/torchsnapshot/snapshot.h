@@ -1,0 +1,114 @@
+// Take and restore: the engine's façade.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "torchsnapshot/error.h"
+#include "torchsnapshot/event.h"
+#include "torchsnapshot/manifest.h"
+#include "torchsnapshot/storage.h"
+#include "torchsnapshot/value.h"
+
+namespace torchsnapshot {
+
+/// Limits and observers common to all operations. The defaults suit a machine of its own.
+struct IoOptions {
+  /// Bytes of buffers in use at once; 0: 60 % of the available memory, at most 32 GB.
+  std::uint64_t memory_budget_bytes = 0;
+  /// Blocks in flight at once.
+  std::uint32_t io_concurrency = 16;
+  ProgressFn on_progress;
+  NoticeFn on_notice;
+  std::stop_token stop;
+};
+
+struct TakeOptions {
+  IoOptions io;
+  /// Globs (as Python's fnmatch) over paths "key/sub/path"; entries that match belong to every rank.
+  std::vector<std::string> replicated;
+  /// A dense tensor above this is stored in chunks along its first dimension.
+  std::uint64_t max_chunk_bytes = 512ULL << 20;
+  /// A shard above this is stored in pieces.
+  std::uint64_t max_shard_bytes = 512ULL << 20;
+  /// Tensors below this share objects ("slabs") of about this size.
+  std::uint64_t slab_bytes = 128ULL << 20;
+  /// False: each tensor gets an object of its own.
+  bool batching = true;
+};
+
+/// Leaves that a restore could not match one to one. Paths are "key/sub/path".
+struct RestoreReport {
+  std::vector<std::string> missing;     ///< in the target, not in the snapshot
+  std::vector<std::string> unexpected;  ///< in the snapshot, not in the target
+  std::vector<std::string> mismatched;  ///< another type, dtype or shape: the saved value was delivered
+};
+
+/// Makes memory for a tensor that the target has none for: dense, row-major, on the CPU, writable.
+using AllocateFn = std::function<TensorView(DType dtype, const Dims& shape)>;
+
+struct RestoreOptions {
+  IoOptions io;
+  /// False: a key of the app state that the snapshot lacks is reported instead of being an error.
+  bool strict = true;
+  /// Keys whose tensors must match in dtype and shape; a mismatch is an Error(kTypeMismatch) that
+  /// names the paths, before anything is read.
+  std::vector<std::string> exact_keys;
+  /// Default: memory owned by the view.
+  AllocateFn allocate;
+  /// Called on the calling thread for each key, in the order of the app state, when its data is complete.
+  std::function<void(std::size_t index, Value&& state)> on_state;
+};
+
+struct ReadOptions {
+  IoOptions io;
+  AllocateFn allocate;
+};
+
+/// A handle to a snapshot. Nothing is read until needed. Thread-safe.
+class Snapshot {
+ public:
+  explicit Snapshot(std::string url, const StorageOptions& storage_options = {});
+  explicit Snapshot(std::shared_ptr<Storage> storage);
+
+  /// Saves `app` and commits. The memory that its tensors view must not change meanwhile.
+  /// A snapshot already at that place stays valid until the new one commits, and is then removed.
+  static Snapshot take(const std::string& url, const AppState& app, const TakeOptions& options = {},
+                       const StorageOptions& storage_options = {});
+  static Snapshot take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options = {});
+
+  /// Reads the keys of `app` back. Tensors of `app` with the saved dtype and shape are filled in place; afterwards
+  /// each tree is the saved one, with those tensors in it. Before any byte of them is written, the whole
+  /// plan has been checked against the sizes of the objects.
+  RestoreReport restore(AppState& app, const RestoreOptions& options = {}) const;
+
+  /// One entry or subtree, by its path with the rank ("0/model/weight"). `target` is filled in place where
+  /// it matches, as in restore. Throws Error(kNotFound) that names near misses.
+  [[nodiscard]] Value read_object(const std::string& path, const Value* target = nullptr,
+                                  const ReadOptions& options = {}) const;
+
+  /// The saved tree of one key as rank `rank` sees it.
+  [[nodiscard]] Value read_state(const std::string& key, std::int64_t rank, const ReadOptions& options = {}) const;
+
+  /// The metadata; read once. Throws Error(kNotASnapshot) when there is none or it can't be read.
+  [[nodiscard]] std::shared_ptr<const SnapshotMetadata> metadata() const;
+
+  [[nodiscard]] const std::shared_ptr<Storage>& storage() const noexcept { return storage_; }
+
+ private:
+  struct Cache {
+    std::mutex mutex;
+    std::shared_ptr<const SnapshotMetadata> metadata;
+  };
+
+  std::shared_ptr<Storage> storage_;
+  std::shared_ptr<Cache> cache_ = std::make_shared<Cache>();
+};
+
+}  // namespace torchsnapshot

@@ -1,0 +1,98 @@
+// Where objects are kept. Every backend (file system, memory, object stores, a face's plugin) is a
+// Storage, and passes the conformance suite src/storage/conformance.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "torchsnapshot/bytes.h"
+
+namespace torchsnapshot {
+
+/// One object being written: blocks at offsets, in any order, from any thread.
+class ObjectWriter {
+ public:
+  virtual ~ObjectWriter() = default;  ///< without finish(): the object is abandoned, best effort
+  ObjectWriter() = default;
+  ObjectWriter(const ObjectWriter&) = delete;
+  ObjectWriter& operator=(const ObjectWriter&) = delete;
+
+  /// Writes `data` at `offset`; returns when the memory may be reused. Blocks don't overlap and lie
+  /// within the size given to Storage::create. Thread-safe.
+  virtual void write(std::uint64_t offset, std::span<const std::byte> data) = 0;
+  /// All blocks are written: make the content durable. Called once, after every write returned.
+  virtual void finish() = 0;
+};
+
+/// One object being read. Thread-safe.
+class ObjectReader {
+ public:
+  virtual ~ObjectReader() = default;
+  ObjectReader() = default;
+  ObjectReader(const ObjectReader&) = delete;
+  ObjectReader& operator=(const ObjectReader&) = delete;
+
+  /// Fills `out` with the bytes from `offset` on. Throws Error(kCorrupt) when the object ends before.
+  virtual void read(std::uint64_t offset, std::span<std::byte> out) = 0;
+};
+
+/// A place with named objects under one root (the snapshot's path). Locations are relative, with '/'
+/// between components. Blocking and thread-safe. Errors are Error, and name root, location and operation.
+/// A `stop` that is requested makes a call fail with Error(kCancelled) soon.
+class Storage {
+ public:
+  virtual ~Storage() = default;
+  Storage() = default;
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+
+  /// What messages call this storage ("fs:///a/b").
+  [[nodiscard]] virtual std::string url() const = 0;
+
+  /// Starts a new object of exactly `size` bytes. Its name must not exist.
+  virtual std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size,
+                                               std::stop_token stop) = 0;
+  /// Opens an object. Throws Error(kNotFound) if there is none.
+  virtual std::unique_ptr<ObjectReader> open(const std::string& location, std::stop_token stop) = 0;
+  /// The whole object. Throws Error(kNotFound) if there is none, Error(kCorrupt) if it has more than `limit` bytes.
+  virtual std::string read_all(const std::string& location, std::uint64_t limit, std::stop_token stop) = 0;
+  /// Size of each object, in the order asked; nothing where the backend can't tell without reading.
+  /// Throws Error(kNotFound) that names the first missing one.
+  virtual std::vector<std::optional<std::uint64_t>> sizes(std::span<const std::string> locations,
+                                                          std::stop_token stop) = 0;
+
+  /// Makes every finished object reachable after a power cut (fs: syncs the new directories).
+  virtual void sync() = 0;
+  /// Atomically creates or replaces a small object; durable when it returns.
+  virtual void publish(const std::string& location, std::string_view content) = 0;
+
+  /// Names of all objects below the root whose location starts with `prefix`, sorted.
+  virtual std::vector<std::string> list(const std::string& prefix) = 0;
+  /// Removes objects (missing ones are no error), and folders that this leaves empty.
+  virtual void remove(std::span<const std::string> locations) = 0;
+};
+
+/// Settings of a backend by name, as text. Each backend documents and validates its own.
+using StorageOptions = std::map<std::string, std::string>;
+
+/// The file system below `root`; the folder is made by the first create or publish.
+/// No options yet: a key that is not known is an Error(kInvalidArgument) that lists the known ones.
+std::shared_ptr<Storage> open_fs_storage(std::string root, const StorageOptions& options = {});
+
+/// Objects in this process's memory, shared by all that open the same name ("memory://name"). For tests
+/// and tools.
+std::shared_ptr<Storage> open_memory_storage(const std::string& name);
+
+/// Opens the backend of a URL: "path", "fs://path", "memory://name".
+/// Throws Error(kUnsupported) for another scheme, naming those that this build has.
+std::shared_ptr<Storage> open_storage(const std::string& url, const StorageOptions& options = {});
+
+}  // namespace torchsnapshot

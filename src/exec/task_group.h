@@ -1,0 +1,68 @@
+// Threads, and groups of tasks that end together.
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <stop_token>
+#include <thread>
+#include <vector>
+
+namespace torchsnapshot {
+
+/// A fixed number of threads that run tasks in the order given. The destructor finishes what is queued
+/// and joins. Thread-safe.
+class ThreadPool {
+ public:
+  explicit ThreadPool(std::size_t threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  /// Queues a task; it must not throw.
+  void submit(std::function<void()> task);
+
+ private:
+  void run();
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::function<void()>> queue_;
+  bool closing_ = false;
+  std::vector<std::jthread> threads_;
+};
+
+/// Tasks on a pool that succeed or fail as one. The first exception is kept, stops the group's token, and is
+/// rethrown by wait(); tasks that had not started by then are skipped. The outer token stops the group too.
+/// run() and wait() are for one owner thread; tasks may call run() as well.
+class TaskGroup {
+ public:
+  TaskGroup(ThreadPool& pool, std::stop_token outer);
+  ~TaskGroup();  ///< stops and waits; an error that nobody asked for is dropped
+  TaskGroup(const TaskGroup&) = delete;
+  TaskGroup& operator=(const TaskGroup&) = delete;
+
+  void run(std::function<void()> task);
+  /// Blocks until every task has ended. Throws the first error, or Error(kCancelled) if the outer
+  /// token was the reason to stop.
+  void wait();
+  [[nodiscard]] std::stop_token stop_token() const noexcept { return stop_.get_token(); }
+
+ private:
+  void record(std::exception_ptr error) noexcept;
+  void drain() noexcept;
+
+  ThreadPool& pool_;
+  std::stop_source stop_;
+  std::stop_token outer_;
+  std::stop_callback<std::function<void()>> forward_;
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  std::size_t running_ = 0;
+  std::exception_ptr error_;
+};
+
+}  // namespace torchsnapshot
