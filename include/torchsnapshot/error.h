@@ -10,8 +10,10 @@ namespace torchsnapshot {
 /// What kind of thing went wrong; a face maps it to its own error classes.
 enum class ErrorCode {
   kInvalidArgument,   ///< the caller passed something that can't be right
-  kTypeMismatch,      ///< a value of another type, dtype or shape than required
-  kNotFound,          ///< a file, object or entry that does not exist
+  kTypeMismatch,      ///< an argument of the wrong type
+  kMismatch,          ///< a tensor of the target whose dtype or shape differs from what was saved
+  kNotFound,          ///< a file or object that does not exist
+  kEntryNotFound,     ///< an entry or key that the snapshot does not have
   kPermissionDenied,  ///< the operating system or the store refused access
   kAlreadyExists,     ///< a name that must be new is taken
   kNotADirectory,     ///< a path that must be a folder is something else

@@ -4,10 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -107,7 +107,7 @@ std::vector<ShardEntry> stored_pieces(const Entry& entry);
 std::vector<std::string_view> entry_locations(const Entry& entry);
 
 /// Entries by path "RANK/KEY/SUB/PATH" (components percent-encoded), in the order of the file, with
-/// a look-up by path. Not thread-safe while being changed.
+/// a look-up by path. Entries stay where they are when others are added. Not thread-safe while being changed.
 class Manifest {
  public:
   using Item = std::pair<std::string, Entry>;
@@ -122,8 +122,14 @@ class Manifest {
   friend bool operator==(const Manifest& a, const Manifest& b) { return a.items_ == b.items_; }
 
  private:
-  std::vector<Item> items_;
-  std::unordered_map<std::string, std::size_t> index_;
+  /// The slot that holds `path`, or the empty one where it would go. There is an empty slot.
+  [[nodiscard]] std::size_t slot_of(std::string_view path) const noexcept;
+  void grow();
+
+  std::deque<Item> items_;
+  // Open addressing, a power of two of slots, at most three quarters full: 1 + index into items_, or 0. A manifest
+  // may have millions of entries, and this costs 8 to 11 bytes for each, without a second copy of the path.
+  std::vector<std::uint32_t> slots_;
 };
 
 struct SnapshotMetadata {
@@ -133,11 +139,13 @@ struct SnapshotMetadata {
 };
 
 /// Reads metadata, JSON or YAML, and validates every entry (docs/format.md, "Validation").
-/// Throws Error(kCorrupt) that names the place or the entry; allocates no more than a small
-/// multiple of the text's size. `text` must be UTF-8.
+/// Throws Error(kCorrupt) that names the place or the entry; Error(kUnsupported) for a dtype or serializer that this
+/// version doesn't know, and for YAML in a build without it. Allocates no more than a small multiple of the
+/// text's size. `text` must be UTF-8. A lone surrogate, written as an escape, becomes WTF-8 (three bytes).
 SnapshotMetadata parse_metadata(std::string_view text);
 
-/// Writes metadata as JSON with two spaces of indent, as Python's json.dumps(indent=2) would.
+/// Writes metadata as JSON with two spaces of indent, as Python's json.dumps(indent=2) would. The strings are
+/// UTF-8 or WTF-8; throws Error(kInvalidArgument) that names the entry if one isn't.
 std::string write_metadata(const SnapshotMetadata& metadata);
 
 }  // namespace torchsnapshot

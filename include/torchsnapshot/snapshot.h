@@ -6,28 +6,16 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <stop_token>
 #include <string>
 #include <vector>
 
 #include "torchsnapshot/error.h"
-#include "torchsnapshot/event.h"
+#include "torchsnapshot/io_options.h"
 #include "torchsnapshot/manifest.h"
 #include "torchsnapshot/storage.h"
 #include "torchsnapshot/value.h"
 
 namespace torchsnapshot {
-
-/// Limits and observers common to all operations. The defaults suit a machine of its own.
-struct IoOptions {
-  /// Bytes of buffers in use at once; 0: 60 % of the available memory, at most 32 GB.
-  std::uint64_t memory_budget_bytes = 0;
-  /// Blocks in flight at once.
-  std::uint32_t io_concurrency = 16;
-  ProgressFn on_progress;
-  NoticeFn on_notice;
-  std::stop_token stop;
-};
 
 struct TakeOptions {
   IoOptions io;
@@ -88,8 +76,8 @@ class Snapshot {
   /// plan has been checked against the sizes of the objects.
   RestoreReport restore(AppState& app, const RestoreOptions& options = {}) const;
 
-  /// One entry or subtree, by its path with the rank ("0/model/weight"). `target` is filled in place where
-  /// it matches, as in restore. Throws Error(kNotFound) that names near misses.
+  /// One entry or subtree, by its path with the rank ("0/model/weight"). Tensors of `target` are filled in place; one
+  /// of another dtype or shape than saved is an Error(kMismatch). Throws Error(kEntryNotFound) that names near misses.
   [[nodiscard]] Value read_object(const std::string& path, const Value* target = nullptr,
                                   const ReadOptions& options = {}) const;
 

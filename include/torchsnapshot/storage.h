@@ -1,5 +1,5 @@
-// Where objects are kept. Every backend (file system, memory, object stores, a face's plugin) is a
-// Storage, and passes the conformance suite src/storage/conformance.h.
+// Where objects are kept. Every backend (file system, memory, object stores, a face's plugin) is a Storage,
+// and passes the conformance suite src/storage/conformance.h.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,8 @@
 
 namespace torchsnapshot {
 
-/// One object being written: blocks at offsets, in any order, from any thread.
+/// One object being written: blocks at offsets, in any order, from any thread. Before finish() returns,
+/// readers find either no such object or a part of it.
 class ObjectWriter {
  public:
   virtual ~ObjectWriter() = default;  ///< without finish(): the object is abandoned, best effort
@@ -25,10 +26,11 @@ class ObjectWriter {
   ObjectWriter(const ObjectWriter&) = delete;
   ObjectWriter& operator=(const ObjectWriter&) = delete;
 
-  /// Writes `data` at `offset`; returns when the memory may be reused. Blocks don't overlap and lie
-  /// within the size given to Storage::create. Thread-safe.
+  /// Writes `data` at `offset`; returns when the memory may be reused. Blocks don't overlap. Throws
+  /// Error(kInvalidArgument) unless the block lies within the size given to Storage::create. Thread-safe.
   virtual void write(std::uint64_t offset, std::span<const std::byte> data) = 0;
-  /// All blocks are written: make the content durable. Called once, after every write returned.
+  /// All blocks are written: make the content durable. Called once, after every write returned; throws
+  /// Error(kInvalidArgument) when bytes are missing. After a failure the object is abandoned.
   virtual void finish() = 0;
 };
 
@@ -40,13 +42,16 @@ class ObjectReader {
   ObjectReader(const ObjectReader&) = delete;
   ObjectReader& operator=(const ObjectReader&) = delete;
 
-  /// Fills `out` with the bytes from `offset` on. Throws Error(kCorrupt) when the object ends before.
+  /// Fills `out` with the bytes from `offset` on. Throws Error(kCorrupt) when the object ends before; `out`
+  /// may be filled in part then.
   virtual void read(std::uint64_t offset, std::span<std::byte> out) = 0;
 };
 
-/// A place with named objects under one root (the snapshot's path). Locations are relative, with '/'
-/// between components. Blocking and thread-safe. Errors are Error, and name root, location and operation.
-/// A `stop` that is requested makes a call fail with Error(kCancelled) soon.
+/// A place with named objects under one root (the snapshot's path). Locations are bytes, relative, with '/'
+/// between components; "a//./b" is "a/b". One that leaves the root is refused with Error(kCorrupt) before
+/// anything else happens. Blocking and thread-safe. Errors are Error, and name root, location and
+/// operation. A `stop` that is requested makes a call fail with Error(kCancelled) soon; writers and readers keep
+/// the one they were made with.
 class Storage {
  public:
   virtual ~Storage() = default;
@@ -57,7 +62,8 @@ class Storage {
   /// What messages call this storage ("fs:///a/b").
   [[nodiscard]] virtual std::string url() const = 0;
 
-  /// Starts a new object of exactly `size` bytes. Its name must not exist.
+  /// Starts a new object of exactly `size` bytes. Throws Error(kAlreadyExists) when the name is taken, and
+  /// Error(kNoSpace), where the backend can tell, when there is no room for it.
   virtual std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size,
                                                std::stop_token stop) = 0;
   /// Opens an object. Throws Error(kNotFound) if there is none.
@@ -69,14 +75,18 @@ class Storage {
   virtual std::vector<std::optional<std::uint64_t>> sizes(std::span<const std::string> locations,
                                                           std::stop_token stop) = 0;
 
-  /// Makes every finished object reachable after a power cut (fs: syncs the new directories).
+  /// Makes every finished object reachable after a power cut (fs: syncs the new directories). When it has
+  /// failed once for want of the disk it fails for good: what was lost can't be known.
   virtual void sync() = 0;
-  /// Atomically creates or replaces a small object; durable when it returns.
+  /// Atomically creates or replaces a small object; durable when it returns, and so is all that sync() covers.
+  /// Readers see the old content or the new, never a mixture. After a failure it is one of the two.
   virtual void publish(const std::string& location, std::string_view content) = 0;
 
-  /// Names of all objects below the root whose location starts with `prefix`, sorted.
+  /// Locations of all objects below the root that start with `prefix`, sorted by bytes; none when the root
+  /// isn't there. On a file system those of unfinished objects too, and what a crash left.
   virtual std::vector<std::string> list(const std::string& prefix) = 0;
-  /// Removes objects (missing ones are no error), and folders that this leaves empty.
+  /// Removes objects (missing ones are no error), and folders that this leaves empty, but not the root. Goes on
+  /// after a failure, and throws the first one.
   virtual void remove(std::span<const std::string> locations) = 0;
 };
 
@@ -87,11 +97,11 @@ using StorageOptions = std::map<std::string, std::string>;
 /// No options yet: a key that is not known is an Error(kInvalidArgument) that lists the known ones.
 std::shared_ptr<Storage> open_fs_storage(std::string root, const StorageOptions& options = {});
 
-/// Objects in this process's memory, shared by all that open the same name ("memory://name"). For tests
-/// and tools.
+/// Objects in this process's memory, shared by all that open the same name ("memory://name"), until they are
+/// removed. For tests and tools.
 std::shared_ptr<Storage> open_memory_storage(const std::string& name);
 
-/// Opens the backend of a URL: "path", "fs://path", "memory://name".
+/// Opens the backend of a URL: "path", "fs://path", "memory://name". Touches nothing yet.
 /// Throws Error(kUnsupported) for another scheme, naming those that this build has.
 std::shared_ptr<Storage> open_storage(const std::string& url, const StorageOptions& options = {});
 

@@ -55,11 +55,11 @@ bool is_quantized(DType dtype) noexcept;
 using Dims = std::vector<std::int64_t>;
 
 /// Number of elements of a shape (1 for a 0-d one). Throws Error(kInvalidArgument) when a size is
-/// negative or the product does not fit.
+/// negative or the product of the sizes other than 0 does not fit (so that strides do fit).
 std::int64_t element_count(std::span<const std::int64_t> shape);
-/// Bytes of a dense tensor. Throws as element_count, also when the product does not fit.
+/// Bytes of a dense tensor, at most 2^63 - 1. Throws as element_count, also when the product does not fit.
 std::uint64_t dense_bytes(DType dtype, std::span<const std::int64_t> shape);
-/// Row-major strides, in elements.
+/// Row-major strides, in elements; sizes of 0 count as 1. Throws as element_count.
 Dims row_major_strides(std::span<const std::int64_t> shape);
 
 /// Where a tensor's memory is.
@@ -102,9 +102,10 @@ struct Box {
   friend bool operator==(const Box&, const Box&) = default;
 };
 
-/// The common part, or nothing when it has no element. Both boxes have the same rank.
+/// The common part, or nothing when it has no element. Throws Error(kInternal) for boxes of different rank.
 std::optional<Box> intersect(const Box& a, const Box& b);
-/// The part of `view` that `box` selects (box in the view's own coordinates).
+/// The part of `view` that `box` selects (box in the view's own coordinates). Shares the owner. Throws
+/// Error(kInvalidArgument) when the box is not within the view.
 TensorView narrow(const TensorView& view, const Box& box);
 
 }  // namespace torchsnapshot

@@ -2,25 +2,32 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <mutex>
 #include <stop_token>
 
 namespace torchsnapshot {
 
 /// Counts bytes in use against a limit. A request above the whole limit is granted when nothing else is in
-/// use, so that work always goes on. First come, first served. Thread-safe.
+/// use, so that work always goes on. First come, first served: a small request waits behind a large one that
+/// came before it. Thread-safe. Outlives its leases.
 class MemoryBudget {
  public:
   explicit MemoryBudget(std::uint64_t limit) noexcept : limit_(limit) {}
+  MemoryBudget(const MemoryBudget&) = delete;
+  MemoryBudget& operator=(const MemoryBudget&) = delete;
 
-  /// A share of the budget, given back by its destructor. Move-only.
+  /// A share of the budget, given back by its destructor. Move-only; empty (0 bytes) once moved from.
   class Lease {
    public:
     Lease() = default;
     Lease(Lease&& other) noexcept;
     Lease& operator=(Lease&& other) noexcept;
     ~Lease();
+
+    [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
 
    private:
     friend class MemoryBudget;
@@ -29,27 +36,33 @@ class MemoryBudget {
     std::uint64_t bytes_ = 0;
   };
 
-  /// Waits for `bytes`. Throws Error(kCancelled) when `stop` is requested meanwhile.
-  Lease acquire(std::uint64_t bytes, const std::stop_token& stop);
+  /// Waits for `bytes`. Throws Error(kCancelled) when `stop` was requested already or is meanwhile; then the
+  /// requests behind it move up.
+  [[nodiscard]] Lease acquire(std::uint64_t bytes, const std::stop_token& stop);
 
   [[nodiscard]] std::uint64_t limit() const noexcept { return limit_; }
+  /// Bytes that leases hold now.
+  [[nodiscard]] std::uint64_t in_use() const;
   /// The most bytes that were in use at once.
   [[nodiscard]] std::uint64_t peak() const;
+  /// Requests that wait now.
+  [[nodiscard]] std::size_t waiting() const;
 
  private:
+  [[nodiscard]] bool fits(std::uint64_t bytes) const noexcept;
   void release(std::uint64_t bytes) noexcept;
 
   const std::uint64_t limit_;
   mutable std::mutex mutex_;
-  std::condition_variable_any freed_;
+  std::condition_variable_any changed_;
   std::uint64_t in_use_ = 0;
   std::uint64_t peak_ = 0;
   std::uint64_t next_ticket_ = 0;
-  std::uint64_t serving_ = 0;
+  std::deque<std::uint64_t> queue_;  ///< tickets that wait, oldest first; one that is cancelled leaves
 };
 
-/// 60 % of the memory available to this process (MemAvailable and the cgroup's limit), at most 32 GB,
-/// divided by `local_ranks`.
+/// 60 % of the memory available to this process (MemAvailable and the cgroup's limit), divided by
+/// `local_ranks` (0 counts as 1); at most 32 GiB and at least 64 MiB.
 std::uint64_t default_memory_budget(std::uint32_t local_ranks);
 
 }  // namespace torchsnapshot

@@ -14,9 +14,10 @@
 namespace torchsnapshot {
 
 /// A fixed number of threads that run tasks in the order given. The destructor finishes what is queued
-/// and joins. Thread-safe.
+/// (also what those tasks queue) and joins. Thread-safe.
 class ThreadPool {
  public:
+  /// `threads`: 0 counts as 1. Throws Error when the system refuses a thread.
   explicit ThreadPool(std::size_t threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -27,6 +28,7 @@ class ThreadPool {
 
  private:
   void run();
+  void close() noexcept;
 
   std::mutex mutex_;
   std::condition_variable wake_;
@@ -37,7 +39,8 @@ class ThreadPool {
 
 /// Tasks on a pool that succeed or fail as one. The first exception is kept, stops the group's token, and is
 /// rethrown by wait(); tasks that had not started by then are skipped. The outer token stops the group too.
-/// run() and wait() are for one owner thread; tasks may call run() as well.
+/// run() and wait() are for one owner thread; tasks may call run() as well, but not wait(). A task and all it
+/// holds are destroyed before wait() returns, so a task may use what the owner destroys afterwards.
 class TaskGroup {
  public:
   TaskGroup(ThreadPool& pool, std::stop_token outer);
@@ -47,11 +50,13 @@ class TaskGroup {
 
   void run(std::function<void()> task);
   /// Blocks until every task has ended. Throws the first error, or Error(kCancelled) if the outer
-  /// token was the reason to stop.
+  /// token was the reason to stop. After that the group stays stopped; another wait() throws the same.
   void wait();
   [[nodiscard]] std::stop_token stop_token() const noexcept { return stop_.get_token(); }
 
  private:
+  void execute(std::function<void()> task) noexcept;
+  void end_one() noexcept;
   void record(std::exception_ptr error) noexcept;
   void drain() noexcept;
 

@@ -10,6 +10,8 @@ namespace torchsnapshot {
 PrimitiveEntry make_primitive_entry(const Value& value, bool replicated);
 /// The inverse. Throws Error(kCorrupt) when the text is not of the type.
 Value primitive_value(const PrimitiveEntry& entry);
+/// Only the check of primitive_value, without an allocation unless it throws.
+void check_primitive(const PrimitiveEntry& entry);
 
 std::string base64_encode(std::string_view bytes);
 /// Throws Error(kCorrupt) for anything but canonical padded base64.

@@ -18,11 +18,17 @@ namespace torchsnapshot {
 struct ViewEntry {
   std::string path;
   const Entry* entry = nullptr;
+  /// The rank itself saved nothing here: another rank's shards, a replicated entry of rank 0, or a container that is
+  /// there only because of shards of other ranks. Leave such a container out with the last of its leaves.
+  bool added = false;
 };
 
 /// The entries that belong to `rank` (docs/format.md, "Ranks"): its own, the replicated ones of rank 0, and the
 /// sharded ones of all ranks, each with the pieces of every rank. A rank that did not exist at save time
-/// starts from rank 0's containers.
+/// starts from rank 0's containers, without the keys of what was private to rank 0.
+/// What the rank did not save is added to the keys of its dicts; containers it lacks are made as the saving rank
+/// has them, with these children only. A shard that fits nowhere (below a leaf of this rank, or leaving a hole in a
+/// list) is not in the view. Of shards with the same box one is kept.
 class RankView {
  public:
   RankView(const SnapshotMetadata& metadata, std::int64_t rank);
@@ -43,7 +49,8 @@ class RankView {
 /// "RANK/rest" taken apart. Throws Error(kInvalidArgument) when the path does not begin with a rank.
 std::pair<std::int64_t, std::string_view> split_rank(std::string_view path);
 
-/// Global shape of a sharded entry: the largest offset + size in each dimension.
+/// Global shape of a sharded entry: the largest offset + size in each dimension. Throws Error(kCorrupt) when it has no
+/// shards.
 Dims global_shape(const ShardedTensorEntry& entry);
 
 }  // namespace torchsnapshot

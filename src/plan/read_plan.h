@@ -15,7 +15,8 @@
 namespace torchsnapshot {
 
 /// Bytes of one object that go into a tensor: the stored piece is dense with shape `piece_shape`; of its bytes,
-/// those from `piece_begin` on are at `range` of the object; those in `region` go to `view`.
+/// those from `piece_begin` on are at `range` of the object; those in `region` go to `view`. For a view on a
+/// device the region is always one unbroken run of bytes.
 struct TensorRead {
   std::string path;  ///< of the entry, for messages
   ByteRange range;
@@ -25,21 +26,19 @@ struct TensorRead {
   TensorView view;
 };
 
-/// Whole bytes that go to a face. `range` empty of value: the whole object.
+/// Bytes that go to a face as they are. No range: the whole object.
 struct BlobRead {
-  std::string path;
+  std::string path;  ///< of the entry, for messages
   std::string location;
   std::optional<ByteRange> range;
-  std::optional<std::uint64_t> expected_size;
 };
 
 /// All that is read from one object, in ascending order of range.begin.
 struct ObjectRead {
   std::string location;
   std::vector<TensorRead> tensors;
-  /// Bytes that the manifest says are there: exact for an entry without a byte range, else at least.
-  std::uint64_t size = 0;
-  bool size_is_exact = false;
+  std::uint64_t min_size = 0;               ///< the manifest's byte ranges reach this far
+  std::optional<std::uint64_t> exact_size;  ///< set by an entry that is the whole object
 };
 
 struct ReadPlan {

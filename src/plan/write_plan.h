@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -48,24 +50,31 @@ struct WritePlan {
   Manifest manifest;  ///< this rank's entries, with "RANK/" in front of the paths
 };
 
-/// Plans a take.
+/// Plans a take. The same input (addresses included) gives the same plan.
 /// - A dense tensor above max_chunk_bytes becomes a ChunkedTensor (chunk_rows), a shard above max_shard_bytes several
 ///   shards, subdivided along the first dimension that the box does not span whole (else the first).
-/// - Leaves that are the same memory (data, dtype, shape, strides, device) are stored once; so are opaque leaves and
-///   encoded tensors with equal bytes and serializer.
-/// - Objects are "data/TAKE_ID/RANK-N", N counting from 0. Opaque leaves get an object each (their entries have no byte
-///   range). With batching, tensors and pieces below slab_bytes fill slabs in order; a slab is closed when the
-///   next item would take it past slab_bytes. Items start at multiples of 64 bytes; one of kCongruentBytes or more
-///   on the CPU, contiguous, starts at an offset that equals its address modulo 4096, so that direct I/O can
-///   move its interior without a copy.
-/// - An empty tensor (no bytes) gets the byte range [0, 0) of some object of the plan, or an empty object of its own if
-/// the plan has none.
+/// - Leaves and pieces that are the same memory (data, dtype, shape, strides, device) are stored once; so are opaque
+///   leaves and encoded tensors with equal bytes and serializer.
+/// - Objects are "data/TAKE_ID/RANK-N", N counting from 0. Opaque leaves get an object each; so do bytes that several
+///   entries share. Their entries have no byte range: the original Python reader, which collects reads by byte range,
+///   would fill only one of two tensors with the same range of one object, and leave the other as it was.
+/// - All other tensors and pieces have a byte range. With batching, those below slab_bytes fill slabs in order; a slab
+///   is closed when the next item would take it past slab_bytes. Items start at multiples of 64 bytes; one of
+///   kCongruentBytes or more on the CPU, contiguous, starts at an offset that equals its address modulo 4096, so that
+///   direct I/O can move its interior without a copy.
+/// - A tensor without elements is a ChunkedTensor without chunks: nothing is stored, and nothing has to be read (the
+///   original reader fails on zero bytes). A shard without elements is left out; if the whole tensor has none, it is
+///   kept, for the shape, with the byte range [0, 0) of the first object, which is made if the plan has none.
+/// Throws Error(kInvalidArgument) for a limit of 0, for a tensor without memory and for a shard that does not fit its
+/// tensor, and Error(kInternal) for what no face should hand over: a view of a quantized tensor, or an encoded
+/// tensor of several parts. The message names the leaf.
 WritePlan plan_write(const FlatState& state, const WritePlanOptions& options);
 
 inline constexpr std::uint64_t kCongruentBytes = 256ULL << 10;
 
 /// Sizes along dimension 0 of the chunks of a dense tensor, as torch.chunk with ceil(bytes / max_chunk_bytes) chunks
-/// makes them: ceil(rows / chunks) rows each, the last one what is left. One chunk when it fits or has no rows.
+/// makes them: ceil(rows / chunks) rows each, the last one what is left. One chunk when it fits or has no rows; a 0-d
+/// tensor counts as one row. max_chunk_bytes must not be 0.
 std::vector<std::int64_t> chunk_rows(std::span<const std::int64_t> shape, DType dtype, std::uint64_t max_chunk_bytes);
 
 /// Python's fnmatch.fnmatchcase: '*' (also across '/'), '?', '[seq]', '[!seq]'.

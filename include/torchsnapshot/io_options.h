@@ -1,8 +1,9 @@
-// What the engine tells an observer while it works.
+// Limits and observers common to all operations.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <stop_token>
 #include <string>
 
 namespace torchsnapshot {
@@ -19,5 +20,16 @@ using ProgressFn = std::function<void(const Progress&)>;
 
 /// Something worth telling that is no error, such as a fallback that costs speed. Called like ProgressFn.
 using NoticeFn = std::function<void(const std::string& message)>;
+
+/// Limits and observers common to all operations. The defaults suit a machine of its own.
+struct IoOptions {
+  /// Bytes of buffers in use at once; 0: 60 % of the available memory, at most 32 GB.
+  std::uint64_t memory_budget_bytes = 0;
+  /// Blocks in flight at once.
+  std::uint32_t io_concurrency = 16;
+  ProgressFn on_progress;
+  NoticeFn on_notice;
+  std::stop_token stop;
+};
 
 }  // namespace torchsnapshot

@@ -1,0 +1,61 @@
+# The jobs of a developer; `make help` lists them. Each installs what it needs first (tools/setup.sh), once.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+help:  ## what there is
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup:
+	@tools/setup.sh
+
+setup-lint:
+	@tools/setup.sh --lint
+
+dev: setup  ## the debug build, in build/dev (PYTHONPATH=build/dev/python)
+	@tools/build.sh dev
+
+release: setup  ## the release build, in build/release
+	@tools/build.sh release
+
+test: dev  ## every test, C++ and Python
+	@tools/test.sh dev all
+
+asan: setup  ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@tools/build.sh asan
+	@tools/test.sh asan cpp
+	@tools/test.sh asan python -m "not (slow or no_sanitizer or interchange)"
+
+tsan: setup  ## the C++ tests of what runs threads, under ThreadSanitizer
+	@tools/build.sh tsan
+	@tools/test.sh tsan cpp -R '^(exec|storage|pipeline|snapshot|integration)$$'
+
+lint: setup-lint  ## style, types, layers, clang-tidy
+	@tools/lint.sh
+
+format: setup-lint  ## bring the sources into shape
+	@git ls-files --cached --others --exclude-standard -- '*.cc' '*.h' | xargs -r clang-format -i
+	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
+
+stubs: dev  ## renew the kept stub of the extension
+	cp build/dev/python-build/_core.pyi python/torchsnapshot/_core.pyi
+
+install-test: setup  ## programs that use the installed C++ library, and the sources as a subproject
+	@tests/install/cpp.sh
+
+wheel-test: setup  ## pip install with build isolation, in an environment without torch
+	@tests/install/wheel.sh
+
+wheel: setup  ## a wheel of this tree, in dist/
+	@.venv/bin/python -m pip wheel -q --no-deps -w dist . && ls -l dist
+
+demo: release  ## the main job on real input: see demo/
+	@PYTHONPATH=$(CURDIR)/build/release/python TORCHSNAPSHOT_BUILD=$(CURDIR)/build/release \
+	  PATH="$(CURDIR)/.venv/bin:$$PATH" demo/run.sh
+
+bench:  ## measurements
+	@echo "make bench: there are no benchmarks yet"
+
+clean:  ## remove what was built (.venv stays)
+	rm -rf build dist demo-out
+
+.PHONY: help setup setup-lint dev release test asan tsan lint format stubs install-test wheel-test wheel demo bench clean

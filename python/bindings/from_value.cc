@@ -1,0 +1,113 @@
+#include "from_value.h"
+
+#include <nanobind/stl/string.h>
+
+#include <utility>
+
+#include "core/path_codec.h"
+#include "hooks.h"
+#include "tensor_leaf.h"
+#include "text.h"
+#include "torchsnapshot/error.h"
+
+namespace nb = nanobind;
+
+namespace torchsnapshot::python {
+namespace {
+
+nb::object to_int(const Integer& integer) {
+  if (const auto small = integer.to_int64()) return nb::int_(*small);
+  nb::object number = nb::steal(PyLong_FromString(integer.decimal.c_str(), nullptr, 10));
+  if (!number.is_valid()) nb::raise_python_error();
+  return number;
+}
+
+nb::tuple to_tuple(const Dims& dims) {
+  nb::list list;
+  for (const std::int64_t dim : dims) list.append(dim);
+  return nb::tuple(list);
+}
+
+/// The face's own tensor of a leaf that was restored in place, or null.
+PyObject* owner_of(const Value& leaf) {
+  if (const auto* view = leaf.get_if<TensorView>()) return static_cast<PyObject*>(view->owner.get());
+  if (const auto* encoded = leaf.get_if<EncodedTensor>()) return static_cast<PyObject*>(encoded->owner.get());
+  return nullptr;
+}
+
+}  // namespace
+
+nb::object FromValue::convert(const std::string& path, Value value) {
+  components_ = {path};
+  return convert_node(value);
+}
+
+std::string FromValue::path() const { return join_components(components_); }
+
+nb::object FromValue::convert_node(Value& value) {
+  if (auto* list = value.get_if<List>()) {
+    nb::list result;
+    for (std::size_t i = 0; i < list->items.size(); ++i) {
+      components_.push_back(std::to_string(i));
+      result.append(convert_node(list->items[i]));
+      components_.pop_back();
+    }
+    return result;
+  }
+  if (auto* dict = value.get_if<Dict>()) {
+    nb::object result =
+        dict->ordered ? nb::handle(reinterpret_cast<PyObject*>(Hooks::get().ordered_dict_type))() : nb::dict();
+    for (auto& [key, child] : dict->items) {
+      components_.push_back(encode_component(key.text));
+      const nb::object child_key = key.is_int ? to_int(Integer(key.text)) : to_str(key.text);
+      if (PyObject_SetItem(result.ptr(), child_key.ptr(), convert_node(child).ptr()) != 0) nb::raise_python_error();
+      components_.pop_back();
+    }
+    return result;
+  }
+  if (const auto* view = value.get_if<TensorView>()) return convert_view(*view);
+  if (const auto* encoded = value.get_if<EncodedTensor>()) return convert_encoded(*encoded);
+  if (const auto* sharded = value.get_if<ShardedTensor>()) {
+    return nb::borrow(static_cast<PyObject*>(sharded->owner.get()));
+  }
+  if (const auto* opaque = value.get_if<Opaque>()) {
+    return Hooks::get().deserialize(to_bytes(opaque->bytes.view()), opaque->serializer, to_str(path()), weights_only_);
+  }
+  if (const auto* integer = value.get_if<Integer>()) return to_int(*integer);
+  if (const auto* number = value.get_if<double>()) return nb::float_(*number);
+  if (const auto* truth = value.get_if<bool>()) return nb::bool_(*truth);
+  if (const auto* text = value.get_if<std::string>()) return to_str(*text);
+  return to_bytes(value.get_if<Bytes>()->data);
+}
+
+nb::object FromValue::convert_view(const TensorView& view) {
+  nb::object tensor = nb::borrow(static_cast<PyObject*>(view.owner.get()));
+  if (targets_.deferred().empty()) return tensor;
+  const auto found = targets_.deferred().find(path());
+  if (found == targets_.deferred().end()) return tensor;
+  return Hooks::get().fill(nb::handle(found->second), tensor);
+}
+
+nb::object FromValue::convert_encoded(const EncodedTensor& encoded) {
+  nb::list parts;
+  for (const EncodedPart& part : encoded.parts) {
+    parts.append(nb::make_tuple(to_tuple(part.box.offsets), to_tuple(part.box.sizes), part.serializer,
+                                to_bytes(part.bytes.view())));
+  }
+  PyObject* const target = encoded.target ? owner_of(*encoded.target) : nullptr;
+  const Hooks& hooks = Hooks::get();
+  return hooks.decode_tensor(hooks.torch_dtype(encoded.dtype), to_tuple(encoded.shape), parts,
+                             nb::handle(target != nullptr ? target : Py_None), to_str(path()));
+}
+
+TensorView allocate_tensor(DType dtype, const Dims& shape, ToValue& keeper) {
+  const nb::gil_scoped_acquire gil;
+  const Hooks& hooks = Hooks::get();
+  nb::object tensor = hooks.allocate(hooks.torch_dtype(dtype), to_tuple(shape));
+  auto view = view_of(tensor.ptr());
+  if (!view) throw Error(ErrorCode::kInternal, "torch.empty gave a tensor without plain memory");
+  keeper.keep(std::move(tensor));
+  return *std::move(view);
+}
+
+}  // namespace torchsnapshot::python

@@ -1,0 +1,17 @@
+// The extension torchsnapshot._core: translates between Python and the engine, and holds no logic of its own.
+#include <nanobind/nanobind.h>
+
+#include "device_copier.h"
+#include "errors.h"
+#include "metadata.h"
+#include "snapshot.h"
+
+NB_MODULE(_core, module) {
+  using namespace torchsnapshot::python;
+  module.doc() = "The torchsnapshot engine.";
+  module.attr("__version__") = TORCHSNAPSHOT_VERSION;
+  register_errors(module);
+  bind_metadata(module);
+  bind_snapshot(module);
+  install_device_copier();
+}

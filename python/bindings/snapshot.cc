@@ -1,0 +1,226 @@
+#include "snapshot.h"
+
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "core/path_codec.h"
+#include "from_value.h"
+#include "metadata.h"
+#include "plugin_storage.h"
+#include "text.h"
+#include "to_value.h"
+#include "torchsnapshot/snapshot.h"
+
+namespace nb = nanobind;
+
+namespace torchsnapshot::python {
+namespace {
+
+/// A callback that may be called by any thread. What it raises is printed, not thrown: an observer must not break
+/// what it observes.
+template <typename... Arguments>
+auto observer(nb::handle callback) {
+  return [callback](Arguments... arguments) {
+    const nb::gil_scoped_acquire gil;
+    try {
+      callback(arguments...);
+    } catch (nb::python_error& error) {
+      error.discard_as_unraisable(callback);
+    }
+  };
+}
+
+/// Limits and observers as Python passes them. The callbacks live as long as this.
+struct PyIoOptions {
+  std::uint64_t memory_budget_bytes = 0;
+  std::uint32_t io_concurrency = 16;
+  nb::object on_progress = nb::none();
+  nb::object on_notice = nb::none();
+
+  [[nodiscard]] IoOptions to_engine() const {
+    IoOptions io;
+    io.memory_budget_bytes = memory_budget_bytes;
+    io.io_concurrency = io_concurrency;
+    if (!on_progress.is_none()) {
+      io.on_progress = [report = observer<std::uint64_t, std::uint64_t>(on_progress)](const Progress& progress) {
+        report(progress.bytes_done, progress.bytes_total);
+      };
+    }
+    if (!on_notice.is_none()) {
+      io.on_notice = [report = observer<const char*>(on_notice)](const std::string& message) {
+        report(message.c_str());
+      };
+    }
+    return io;
+  }
+};
+
+/// Limits of a take beside those of PyIoOptions.
+struct PyTakeOptions {
+  std::vector<std::string> replicated;
+  std::uint64_t max_chunk_bytes = 0;
+  std::uint64_t max_shard_bytes = 0;
+  std::uint64_t slab_bytes = 0;
+  bool batching = true;
+};
+
+using PyAppState = std::vector<std::pair<nb::str, nb::object>>;
+
+Snapshot take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyTakeOptions& take_options,
+              const PyIoOptions& io, nb::object prepare) {
+  ToValue values(std::move(prepare));
+  AppState state;
+  state.reserve(app.size());
+  for (const auto& [key, object] : app) {
+    std::string name = text_of(key.ptr());
+    Value value = values.to_save(name, object);
+    state.emplace_back(std::move(name), std::move(value));
+  }
+  TakeOptions options;
+  options.io = io.to_engine();
+  options.replicated = take_options.replicated;
+  options.max_chunk_bytes = take_options.max_chunk_bytes;
+  options.max_shard_bytes = take_options.max_shard_bytes;
+  options.slab_bytes = take_options.slab_bytes;
+  options.batching = take_options.batching;
+  const nb::gil_scoped_release release;
+  return Snapshot::take(std::move(storage), state, options);
+}
+
+/// Restores into the state dicts of `app`. `on_state(index, state_dict)` is called for each key when its data is
+/// complete.
+nb::tuple restore(const Snapshot& snapshot, const PyAppState& app, bool strict, const std::vector<bool>& exact,
+                  bool weights_only, const nb::object& on_state, const PyIoOptions& io) {
+  ToValue values{nb::none()};
+  AppState state;
+  RestoreOptions options;
+  for (std::size_t i = 0; i < app.size(); ++i) {
+    std::string name = text_of(app[i].first.ptr());
+    Value value = values.to_fill(name, app[i].second);
+    if (exact[i]) options.exact_keys.push_back(name);
+    state.emplace_back(std::move(name), std::move(value));
+  }
+  options.io = io.to_engine();
+  options.strict = strict;
+  options.allocate = [&values](DType dtype, const Dims& shape) { return allocate_tensor(dtype, shape, values); };
+  options.on_state = [&](std::size_t index, Value&& value) {
+    const nb::gil_scoped_acquire gil;
+    FromValue translate(values, weights_only);
+    on_state(index, translate.convert(encode_component(state[index].first), std::move(value)));
+  };
+  RestoreReport report;
+  {
+    const nb::gil_scoped_release release;
+    report = snapshot.restore(state, options);
+  }
+  const auto to_list = [](const std::vector<std::string>& paths) {
+    nb::list list;
+    for (const std::string& path : paths) list.append(to_str(path));
+    return list;
+  };
+  return nb::make_tuple(to_list(report.missing), to_list(report.unexpected), to_list(report.mismatched));
+}
+
+nb::object read_object(const Snapshot& snapshot, const nb::str& py_path, const nb::object& target, bool weights_only,
+                       const PyIoOptions& io) {
+  const std::string path = text_of(py_path.ptr());
+  const std::size_t slash = path.find('/');
+  const std::string inner = slash == std::string::npos ? path : path.substr(slash + 1);
+  ToValue values{nb::none()};
+  std::optional<Value> wanted;
+  // The target stands for the entry itself: its path is the entry's.
+  if (!target.is_none()) wanted = values.to_fill_at(inner, target);
+  ReadOptions options;
+  options.io = io.to_engine();
+  options.allocate = [&values](DType dtype, const Dims& shape) { return allocate_tensor(dtype, shape, values); };
+  std::optional<Value> result;
+  {
+    const nb::gil_scoped_release release;
+    result = snapshot.read_object(path, wanted ? &*wanted : nullptr, options);
+  }
+  return FromValue(values, weights_only).convert(inner, *std::move(result));
+}
+
+nb::object read_state(const Snapshot& snapshot, const nb::str& py_key, std::int64_t rank, bool weights_only,
+                      const PyIoOptions& io) {
+  const std::string key = text_of(py_key.ptr());
+  ToValue values{nb::none()};
+  ReadOptions options;
+  options.io = io.to_engine();
+  options.allocate = [&values](DType dtype, const Dims& shape) { return allocate_tensor(dtype, shape, values); };
+  std::optional<Value> result;
+  {
+    const nb::gil_scoped_release release;
+    result = snapshot.read_state(key, rank, options);
+  }
+  return FromValue(values, weights_only).convert(encode_component(key), *std::move(result));
+}
+
+nb::tuple metadata(const Snapshot& snapshot) {
+  std::shared_ptr<const SnapshotMetadata> loaded;
+  {
+    const nb::gil_scoped_release release;
+    loaded = snapshot.metadata();
+  }
+  return metadata_to_python(*loaded);
+}
+
+}  // namespace
+
+void bind_snapshot(nb::module_& module) {
+  nb::class_<Storage>(module, "Storage", "A place for objects; shared by the snapshots in it.")
+      .def_prop_ro(
+          "url", [](const Storage& storage) { return to_str(storage.url()); }, nb::sig("def url(self) -> str"));
+  module.def(
+      "open_storage",
+      [](const nb::str& url, const StorageOptions& options) {
+        const std::string text = text_of(url.ptr());
+        const nb::gil_scoped_release release;
+        return open_storage(text, options);
+      },
+      nb::arg("url"), nb::arg("options"), "Opens a native backend.");
+  module.def(
+      "open_plugin_storage",
+      [](nb::object bridge, const nb::str& url) { return open_plugin_storage(std::move(bridge), text_of(url.ptr())); },
+      nb::arg("bridge"), nb::arg("url"), "Wraps a PluginBridge.");
+
+  nb::class_<PyIoOptions>(module, "IoOptions", "Limits and observers of one operation.")
+      .def(nb::init<>())
+      .def_rw("memory_budget_bytes", &PyIoOptions::memory_budget_bytes)
+      .def_rw("io_concurrency", &PyIoOptions::io_concurrency)
+      .def_rw("on_progress", &PyIoOptions::on_progress, nb::arg().none())
+      .def_rw("on_notice", &PyIoOptions::on_notice, nb::arg().none());
+
+  nb::class_<PyTakeOptions>(module, "TakeOptions", "How a take lays out its objects.")
+      .def(nb::init<>())
+      .def_rw("replicated", &PyTakeOptions::replicated)
+      .def_rw("max_chunk_bytes", &PyTakeOptions::max_chunk_bytes)
+      .def_rw("max_shard_bytes", &PyTakeOptions::max_shard_bytes)
+      .def_rw("slab_bytes", &PyTakeOptions::slab_bytes)
+      .def_rw("batching", &PyTakeOptions::batching);
+
+  nb::class_<Snapshot>(module, "Snapshot", "A handle to a snapshot in a storage.")
+      .def(nb::init<std::shared_ptr<Storage>>(), nb::arg("storage"))
+      .def("metadata", &metadata, nb::sig("def metadata(self) -> tuple[str, int, dict[str, dict[str, object]]]"),
+           "(version, world_size, {path: entry}).")
+      .def("restore", &restore, nb::arg("app"), nb::arg("strict"), nb::arg("exact"), nb::arg("weights_only"),
+           nb::arg("on_state"), nb::arg("io"), "Restores; returns (missing, unexpected, mismatched).")
+      .def("read_object", &read_object, nb::arg("path"), nb::arg("target").none(), nb::arg("weights_only"),
+           nb::arg("io"))
+      .def("read_state", &read_state, nb::arg("key"), nb::arg("rank"), nb::arg("weights_only"), nb::arg("io"));
+
+  module.def("take", &take, nb::arg("storage"), nb::arg("app"), nb::arg("take_options"), nb::arg("io"),
+             nb::arg("prepare").none(), "Takes a snapshot of (key, state dict) pairs.");
+}
+
+}  // namespace torchsnapshot::python

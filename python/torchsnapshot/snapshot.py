@@ -1,0 +1,391 @@
+"""Take and restore: the main interface."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+import uuid
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar  # noqa: UP035
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from . import _core, knobs
+from ._in_place import skip_self_copies
+from ._plugin_bridge import PluginBridge
+from .errors import InvalidArgumentError, TypeMismatchError, UnsupportedError
+from .event import Event
+from .event_handlers import log_event
+from .manifest import Entry, SnapshotMetadata, entry_from_dict
+from .progress import ProgressLine
+from .rng_state import RNGState
+from .stateful import AppState, Stateful
+from .storage_plugin import has_registered_plugin, split_url
+
+SNAPSHOT_METADATA_FNAME = ".snapshot_metadata"
+
+T = TypeVar("T")
+PrepareFn = Callable[[str, torch.Tensor, bool], torch.Tensor]
+
+_logger = logging.getLogger("torchsnapshot")
+_PROGRESS_EVENT_SECONDS = 1.0
+
+
+@dataclass
+class RestoreReport:
+    """What a restore could not match one to one. Paths are logical paths such as ``"model/0.weight"``."""
+
+    #: in the target, but not in the snapshot: left as they were
+    missing: List[str] = field(default_factory=list)  # noqa: UP006
+    #: in the snapshot, but not in the target: handed to ``load_state_dict`` as new objects
+    unexpected: List[str] = field(default_factory=list)  # noqa: UP006
+    #: of another kind, dtype or shape than in the snapshot: the saved value was handed to ``load_state_dict``
+    mismatched: List[str] = field(default_factory=list)  # noqa: UP006
+
+
+class Snapshot:
+    """A handle to a snapshot, which need not exist yet; nothing is read until needed.
+
+    A snapshot is taken with :meth:`take` and read with :meth:`restore`, :meth:`read_object` and
+    :meth:`get_state_dict_for_key`. Several threads may read through one handle.
+
+    Example::
+
+        app_state = {"model": model, "optim": optimizer, "progress": StateDict(epoch=0)}
+        Snapshot.take("/checkpoints/step-100", app_state)
+        Snapshot("/checkpoints/step-100").restore(app_state)
+    """
+
+    def __init__(
+        self,
+        path: str,
+        pg: Optional[torch.distributed.ProcessGroup] = None,
+        storage_options: Optional[Dict[str, Any]] = None,  # noqa: UP006
+    ) -> None:
+        """`path`: a folder or a URL. `pg`: the process group of all operations (None: the default one).
+        `storage_options`: settings of the storage backend."""
+        if not isinstance(path, str):
+            raise TypeMismatchError(f"path must be a str, not {type(path).__name__}")
+        self.path = path
+        self.pg = pg
+        self._storage_options = dict(storage_options or {})
+        self._opened: Optional[_core.Snapshot] = None
+        self._metadata: Optional[SnapshotMetadata] = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r})"
+
+    @classmethod
+    def take(
+        cls,
+        path: str,
+        app_state: AppState,
+        pg: Optional[torch.distributed.ProcessGroup] = None,
+        replicated: Optional[List[str]] = None,  # noqa: UP006
+        storage_options: Optional[Dict[str, Any]] = None,  # noqa: UP006
+        _custom_tensor_prepare_func: Optional[PrepareFn] = None,
+        *,
+        progress: Optional[bool] = None,
+    ) -> Snapshot:
+        """Saves the state of every object in `app_state` and commits it durably.
+
+        A snapshot that is already at `path` stays valid until the new one is committed, and is then removed.
+
+        Args:
+            path: a folder or a URL.
+            app_state: objects with ``state_dict`` and ``load_state_dict``, by key. At most one ``RNGState``, which is
+                saved first; taking a snapshot does not advance it.
+            pg: the process group (None: the default one).
+            replicated: globs over ``KEY/SUB/PATH``; what matches is the same on all ranks.
+            storage_options: settings of the storage backend.
+            _custom_tensor_prepare_func: called with (logical path, tensor, False) for each tensor; what it returns is
+                stored in its place.
+            progress: show a progress line on a terminal (None: as the knob TORCHSNAPSHOT_PROGRESS says).
+
+        Raises:
+            TypeError: `app_state` is no dict of str to stateful objects.
+            TorchSnapshotError: anything else; the message names the entry or the object.
+        """
+        snapshot = cls(path, pg, storage_options)
+        _check_single_process(pg)
+        _check_app_state(app_state)
+        globs = _replicated_globs(replicated, app_state)
+        with _operation("take", path, progress) as io, _rng_unchanged(app_state) as rng_state_dict:
+            state_dicts = [
+                (key, rng_state_dict if isinstance(stateful, RNGState) else stateful.state_dict())
+                for key, stateful in _rng_first(app_state)
+            ]
+            snapshot._opened = _core.take(
+                snapshot._open_storage(), state_dicts, _take_options(globs), io, _custom_tensor_prepare_func
+            )
+        return snapshot
+
+    def restore(
+        self,
+        app_state: AppState,
+        strict: bool = True,
+        *,
+        weights_only: bool = True,
+        progress: Optional[bool] = None,
+    ) -> RestoreReport:
+        """Reads the state of every object in `app_state` back, in place where a tensor of the target has the saved shape and dtype.
+
+        Args:
+            app_state: a subset of the saved keys. An ``RNGState`` is restored last.
+            strict: handed to ``load_state_dict`` where that takes it. False also tolerates a key of `app_state` that the
+                snapshot does not have.
+            weights_only: False allows pickled objects of any class. Only for snapshots you trust: such an object can run
+                any code.
+            progress: show a progress line on a terminal (None: as the knob TORCHSNAPSHOT_PROGRESS says).
+
+        Raises:
+            RuntimeError: the snapshot is incomplete or corrupt, lacks a key, or a tensor of a module has another shape or
+                dtype than what was saved. Nothing was changed, unless the message says so.
+        """
+        _check_single_process(self.pg)
+        _check_app_state(app_state)
+        statefuls = _rng_last(app_state)
+        with _operation("restore", self.path, progress) as io:
+            targets = [(key, stateful.state_dict()) for key, stateful in statefuls]
+            exact = [isinstance(stateful, torch.nn.Module) for _, stateful in statefuls]
+
+            def load(index: int, state_dict: Any) -> None:
+                _load(statefuls[index][1], state_dict, strict)
+
+            report = self._core_snapshot().restore(targets, strict, exact, weights_only, load, io)
+        return RestoreReport(*report)
+
+    def read_object(
+        self,
+        path: str,
+        obj_out: Optional[T] = None,
+        memory_budget_bytes: Optional[int] = None,
+        *,
+        weights_only: bool = True,
+    ) -> T:
+        """Reads one entry, or a container with all that is in it.
+
+        Args:
+            path: ``RANK/KEY/SUB/PATH`` as in :meth:`get_manifest`.
+            obj_out: a tensor to read into; it is returned. Its dtype and shape must be the saved ones.
+            memory_budget_bytes: at most this many bytes of buffers beside the result.
+            weights_only: as in :meth:`restore`.
+
+        Raises:
+            RuntimeError: the snapshot has no such entry (the message names similar ones), is incomplete or corrupt.
+        """
+        _check_single_process(self.pg)
+        if memory_budget_bytes is not None and memory_budget_bytes <= 0:
+            raise InvalidArgumentError(f"memory_budget_bytes must be positive, not {memory_budget_bytes}")
+        with _operation("read_object", self.path, progress=False) as io:
+            if memory_budget_bytes is not None:
+                io.memory_budget_bytes = memory_budget_bytes
+            result: T = self._core_snapshot().read_object(path, obj_out, weights_only, io)
+        return result
+
+    @property
+    def metadata(self) -> SnapshotMetadata:
+        """Version, world size and manifest; read once.
+
+        Raises RuntimeError if there is none, or it can't be read.
+        """
+        if self._metadata is None:
+            version, world_size, entries = self._core_snapshot().metadata()
+            manifest = {path: entry_from_dict(entry) for path, entry in entries.items()}
+            self._metadata = SnapshotMetadata(version=version, world_size=world_size, manifest=manifest)
+        return self._metadata
+
+    def get_manifest(self) -> Dict[str, Entry]:  # noqa: UP006
+        """All entries by ``RANK/KEY/SUB/PATH``: a copy that may be changed."""
+        _, _, entries = self._core_snapshot().metadata()
+        return {path: entry_from_dict(entry) for path, entry in entries.items()}
+
+    def get_state_dict_for_key(
+        self, key: str, replicate_from_rank0: bool = False, *, weights_only: bool = True
+    ) -> Dict[Any, Any]:  # noqa: UP006
+        """The state dict saved under `key` of the app state, as new objects on the CPU.
+
+        `replicate_from_rank0`: that of rank 0 instead of this rank's. `weights_only`: as in :meth:`restore`.
+        Raises RuntimeError if the snapshot has nothing under that key.
+        """
+        _check_single_process(self.pg)
+        with _operation("get_state_dict_for_key", self.path, progress=False) as io:
+            state_dict: Dict[Any, Any] = self._core_snapshot().read_state(key, 0, weights_only, io)  # noqa: UP006
+        return state_dict
+
+    def _core_snapshot(self) -> _core.Snapshot:
+        if self._opened is None:
+            self._opened = _core.Snapshot(self._open_storage())
+        return self._opened
+
+    def _open_storage(self) -> _core.Storage:
+        scheme, _ = split_url(self.path)
+        if not has_registered_plugin(scheme):
+            return _core.open_storage(self.path, _native_options(self._storage_options))
+        bridge = PluginBridge.open(self.path, self._storage_options)
+        weakref.finalize(self, bridge.close)
+        return _core.open_plugin_storage(bridge, self.path)
+
+
+def _native_options(storage_options: Dict[str, Any]) -> Dict[str, str]:  # noqa: UP006
+    for name, value in storage_options.items():
+        if not isinstance(name, str):
+            raise InvalidArgumentError(f"storage_options: the name {name!r} is no str")
+        if not isinstance(value, (str, int, float, bool)):
+            raise InvalidArgumentError(f"storage_options[{name!r}] must be a str or a number, not {value!r}")
+    return {name: str(value) for name, value in storage_options.items()}
+
+
+def _check_single_process(pg: Optional[torch.distributed.ProcessGroup]) -> None:
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    world_size = torch.distributed.get_world_size(pg)
+    if world_size > 1:
+        raise UnsupportedError(
+            f"this version takes and restores snapshots of one process; the process group has {world_size} ranks"
+        )
+
+
+def _check_app_state(app_state: AppState) -> None:
+    if not isinstance(app_state, dict):
+        raise TypeMismatchError(f"app_state must be a dict of str to Stateful, not {type(app_state).__name__}")
+    for key, stateful in app_state.items():
+        if not isinstance(key, str):
+            raise TypeMismatchError(f"app_state has the key {key!r} of type {type(key).__name__}; keys must be str")
+        if not isinstance(stateful, Stateful):
+            raise TypeMismatchError(
+                f"app_state[{key!r}] of type {type(stateful).__name__} has no state_dict() and load_state_dict(); "
+                "wrap plain values in a torchsnapshot.StateDict"
+            )
+    generators = [key for key, stateful in app_state.items() if isinstance(stateful, RNGState)]
+    if len(generators) > 1:
+        raise MultipleRNGStatesError(f"app_state has more than one RNGState: {generators}; keep one of them")
+
+
+class MultipleRNGStatesError(InvalidArgumentError, RuntimeError):
+    """An app state with two RNGStates: which one is to be restored last can't be known."""
+
+
+def _rng_first(app_state: AppState) -> List[Tuple[str, Stateful]]:  # noqa: UP006
+    return sorted(app_state.items(), key=lambda item: not isinstance(item[1], RNGState))
+
+
+def _rng_last(app_state: AppState) -> List[Tuple[str, Stateful]]:  # noqa: UP006
+    return sorted(app_state.items(), key=lambda item: isinstance(item[1], RNGState))
+
+
+@contextmanager
+def _rng_unchanged(app_state: AppState) -> Iterator[Optional[Dict[str, Any]]]:  # noqa: UP006
+    """Yields the state of the RNGState in `app_state`, if any, and sets it again at the end."""
+    generators = [stateful for stateful in app_state.values() if isinstance(stateful, RNGState)]
+    if not generators:
+        yield None
+        return
+    state_dict = generators[0].state_dict()
+    try:
+        yield state_dict
+    finally:
+        generators[0].load_state_dict(state_dict)
+
+
+def _replicated_globs(replicated: Optional[List[str]], app_state: AppState) -> List[str]:  # noqa: UP006
+    """The caller's globs, and those of what DistributedDataParallel keeps equal on all ranks."""
+    if replicated is not None and (
+        isinstance(replicated, str) or not all(isinstance(glob, str) for glob in replicated)
+    ):
+        raise TypeMismatchError(f"replicated must be a list of globs, not {replicated!r}")
+    globs = list(replicated or [])
+    for key, stateful in app_state.items():
+        if not isinstance(stateful, DistributedDataParallel):
+            continue
+        ignored = set(stateful.parameters_to_ignore)
+        names = stateful.state_dict().keys() if ignored else ["**"]
+        prefix = "module."
+        globs += [f"{key}/{name}" for name in names if name[len(prefix) :] not in ignored]
+    return globs
+
+
+def _take_options(globs: List[str]) -> _core.TakeOptions:  # noqa: UP006
+    options = _core.TakeOptions()
+    options.replicated = globs
+    options.max_chunk_bytes = knobs.get_max_chunk_size_bytes()
+    options.max_shard_bytes = knobs.get_max_shard_size_bytes()
+    options.slab_bytes = knobs.get_slab_size_threshold_bytes()
+    options.batching = not knobs.is_batching_disabled()
+    return options
+
+
+def _load(stateful: Stateful, state_dict: Any, strict: bool) -> None:
+    with skip_self_copies():
+        if _takes_strict(stateful):
+            stateful.load_state_dict(state_dict, strict=strict)  # type: ignore[call-arg]
+        else:
+            stateful.load_state_dict(state_dict)
+
+
+def _takes_strict(stateful: Stateful) -> bool:
+    if isinstance(stateful, torch.nn.Module):
+        return True
+    try:
+        return "strict" in inspect.signature(stateful.load_state_dict).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
+
+
+@contextmanager
+def _operation(name: str, path: str, progress: Optional[bool]) -> Iterator[_core.IoOptions]:
+    """The frame of every operation: its limits, its events, its progress line."""
+    unique_id = uuid.uuid4().hex
+    started = time.monotonic()
+    common = {"unique_id": unique_id, "rank": 0, "path": path}
+    moved = 0
+    next_event = started + _PROGRESS_EVENT_SECONDS
+
+    def on_progress(bytes_done: int, bytes_total: int) -> None:
+        nonlocal moved, next_event
+        moved = bytes_done
+        line(bytes_done, bytes_total)
+        if time.monotonic() >= next_event and bytes_done < bytes_total:
+            next_event = time.monotonic() + _PROGRESS_EVENT_SECONDS
+            log_event(
+                Event(name, {"action": "progress", **common, "bytes": bytes_done, "bytes_total": bytes_total})
+            )
+
+    def on_notice(message: str) -> None:
+        _logger.warning("%s of %s: %s", name, path, message)
+        log_event(Event(name, {"action": "notice", **common, "message": message}))
+
+    io = _core.IoOptions()
+    io.memory_budget_bytes = knobs.get_per_rank_memory_budget_bytes() or 0
+    io.io_concurrency = knobs.get_max_per_rank_io_concurrency()
+    io.on_progress = on_progress
+    io.on_notice = on_notice
+    show = knobs.is_progress_enabled() if progress is None else progress
+    log_event(Event(name, {"action": "start", **common}))
+    error: Optional[BaseException] = None
+    # A line that is not to be shown is one whose time never comes.
+    with ProgressLine(name, force=knobs.is_progress_forced(), delay=0.5 if show else float("inf")) as line:
+        try:
+            yield io
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            log_event(
+                Event(
+                    name,
+                    {
+                        "action": "end",
+                        **common,
+                        "is_success": error is None,
+                        "duration_s": time.monotonic() - started,
+                        "bytes": moved,
+                        "error": None if error is None else f"{type(error).__name__}: {error}",
+                    },
+                )
+            )

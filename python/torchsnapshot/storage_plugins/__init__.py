@@ -1,0 +1,1 @@
+"""Storage plugins that come with the package."""

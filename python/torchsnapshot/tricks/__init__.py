@@ -1,0 +1,1 @@
+"""Adapters for objects whose state dicts need a little translation."""

@@ -1,0 +1,124 @@
+#include "exec/task_group.h"
+
+#include <algorithm>
+#include <system_error>
+#include <utility>
+
+#include "torchsnapshot/error.h"
+
+namespace torchsnapshot {
+
+ThreadPool::ThreadPool(std::size_t threads) {
+  const std::size_t count = std::max<std::size_t>(1, threads);
+  threads_.reserve(count);
+  try {
+    while (threads_.size() < count) threads_.emplace_back([this] { run(); });
+  } catch (const std::system_error& error) {
+    close();
+    throw errno_error(error.code().value(),
+                      "start thread " + std::to_string(threads_.size() + 1) + " of " + std::to_string(count));
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  close();
+}
+
+void ThreadPool::close() noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  wake_.notify_all();
+  threads_.clear();
+}
+
+void ThreadPool::submit(std::function<void()> task) {
+  {
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(task));
+  }
+  wake_.notify_one();
+}
+
+void ThreadPool::run() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    wake_.wait(lock, [this] { return closing_ || !queue_.empty(); });
+    if (queue_.empty()) return;
+    {
+      const std::function<void()> task = std::move(queue_.front());
+      queue_.pop_front();
+      lock.unlock();
+      task();
+    }  // what the task holds goes before the lock is taken again: its destructors may submit
+    lock.lock();
+  }
+}
+
+TaskGroup::TaskGroup(ThreadPool& pool, std::stop_token outer)
+    : pool_(pool), outer_(std::move(outer)), forward_(outer_, [this] { stop_.request_stop(); }) {}
+
+TaskGroup::~TaskGroup() {
+  stop_.request_stop();
+  drain();
+}
+
+void TaskGroup::run(std::function<void()> task) {
+  {
+    const std::lock_guard lock(mutex_);
+    ++running_;
+  }
+  try {
+    pool_.submit([this, task = std::move(task)]() mutable { execute(std::exchange(task, nullptr)); });
+  } catch (...) {
+    end_one();
+    throw;
+  }
+}
+
+void TaskGroup::execute(std::function<void()> task) noexcept {
+  if (!stop_.stop_requested()) {
+    try {
+      task();
+    } catch (...) {
+      record(std::current_exception());
+    }
+  }
+  // What the task holds (leases, buffers) is gone before the group counts it as ended.
+  task = nullptr;
+  end_one();
+}
+
+void TaskGroup::end_one() noexcept {
+  // Notified under the lock: once the count is seen to be zero the group may be destroyed.
+  const std::lock_guard lock(mutex_);
+  if (--running_ == 0) ended_.notify_all();
+}
+
+void TaskGroup::wait() {
+  drain();
+  std::exception_ptr error;
+  {
+    const std::lock_guard lock(mutex_);
+    error = error_;
+  }
+  if (error) std::rethrow_exception(error);
+  if (outer_.stop_requested()) throw Error(ErrorCode::kCancelled, "cancelled by the caller");
+}
+
+void TaskGroup::record(std::exception_ptr error) noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!error_) error_ = std::move(error);
+  }
+  // After the error is kept: what others throw because of the stop must not come first.
+  stop_.request_stop();
+}
+
+void TaskGroup::drain() noexcept {
+  std::unique_lock lock(mutex_);
+  ended_.wait(lock, [this] { return running_ == 0; });
+}
+
+}  // namespace torchsnapshot

@@ -1,0 +1,308 @@
+#include "pipeline/pipeline.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "pipeline/faulty_storage.h"
+#include "tensor/device_copy.h"
+#include "tensor/strided_copy.h"
+#include "torchsnapshot/error.h"
+
+namespace torchsnapshot {
+namespace {
+
+using testing::HasSubstr;
+
+std::shared_ptr<Storage> fresh_storage() {
+  static std::atomic<int> count{0};
+  return open_memory_storage("pipeline-test-" + std::to_string(count++));
+}
+
+std::vector<std::byte> pattern(std::size_t size, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<std::byte> bytes(size);
+  for (std::size_t i = 0; i + 4 <= size; i += 4) {
+    const auto word = static_cast<std::uint32_t>(random());
+    std::memcpy(bytes.data() + i, &word, 4);
+  }
+  return bytes;
+}
+
+/// A dense matrix of floats over `memory`, transposed if asked.
+TensorView matrix(std::vector<std::byte>& memory, std::int64_t columns, bool transposed) {
+  const auto rows = static_cast<std::int64_t>(memory.size()) / 4 / columns;
+  TensorView view = TensorView::dense(memory.data(), DType::kFloat32, {rows, columns});
+  if (transposed) {
+    std::swap(view.shape[0], view.shape[1]);
+    std::swap(view.strides[0], view.strides[1]);
+  }
+  return view;
+}
+
+std::vector<std::byte> dense_of(const TensorView& view) {
+  std::vector<std::byte> bytes(view.nbytes());
+  gather(view, 0, bytes);
+  return bytes;
+}
+
+WriteItem item(const TensorView& view, std::uint64_t offset) {
+  return {.path = "key/w" + std::to_string(offset), .source = view, .offset = offset, .size = view.nbytes()};
+}
+
+ShardEntry entry(const std::string& location, const TensorView& view, std::uint64_t offset) {
+  return {.box = Box::whole(view.shape),
+          .tensor = {.location = location,
+                     .serializer = std::string(kBufferProtocol),
+                     .dtype = view.dtype,
+                     .shape = view.shape,
+                     .replicated = false,
+                     .byte_range = ByteRange{offset, offset + view.nbytes()}}};
+}
+
+/// Three tensors of 20 MB, 3 MB (transposed) and 40 bytes in one object, one in another, and an empty object.
+struct Sample {
+  std::vector<std::byte> large = pattern(20'000'000, 1);
+  std::vector<std::byte> medium = pattern(3'000'000, 2);
+  std::vector<std::byte> small = pattern(40, 3);
+  std::vector<TensorView> views{matrix(large, 1000, false), matrix(medium, 500, true), matrix(small, 10, false),
+                                matrix(large, 100, true)};
+  WritePlan plan;
+
+  Sample() {
+    WriteObject first{.location = "data/t/0-0", .size = 0, .items = {}};
+    std::uint64_t offset = 0;
+    for (int i = 0; i < 3; ++i) {
+      offset += 100;
+      first.items.push_back(item(views[static_cast<std::size_t>(i)], offset));
+      offset += views[static_cast<std::size_t>(i)].nbytes();
+    }
+    first.size = offset;
+    plan.objects.push_back(std::move(first));
+    plan.objects.push_back({.location = "data/t/0-1", .size = views[3].nbytes(), .items = {item(views[3], 0)}});
+    plan.objects.push_back({.location = "data/t/0-2", .size = 0, .items = {}});
+  }
+
+  [[nodiscard]] std::vector<ShardEntry> entries() const {
+    std::vector<ShardEntry> entries;
+    for (std::size_t i = 0; i < 3; ++i)
+      entries.push_back(entry("data/t/0-0", views[i], plan.objects[0].items[i].offset));
+    entries.push_back(entry("data/t/0-1", views[3], 0));
+    return entries;
+  }
+};
+
+/// Targets for the sample's tensors: contiguous ones, or transposed in memory.
+struct Targets {
+  std::vector<std::vector<std::byte>> memory;
+  std::vector<TensorView> views;
+
+  Targets(const Sample& sample, bool transposed) {
+    for (const TensorView& view : sample.views) {
+      memory.emplace_back(view.nbytes());
+      TensorView target = TensorView::dense(memory.back().data(), view.dtype, view.shape);
+      if (transposed) {
+        target = TensorView::dense(memory.back().data(), view.dtype, {view.shape[1], view.shape[0]});
+        std::swap(target.shape[0], target.shape[1]);
+        std::swap(target.strides[0], target.strides[1]);
+      }
+      views.push_back(target);
+    }
+  }
+
+  [[nodiscard]] ReadPlan plan(const Sample& sample) const {
+    ReadPlanner planner;
+    const auto entries = sample.entries();
+    for (std::size_t i = 0; i < views.size(); ++i) {
+      planner.add("key/w" + std::to_string(i), {entries[i]}, Box::whole(views[i].shape), views[i]);
+    }
+    return planner.build();
+  }
+};
+
+TEST(Pipeline, ReadsBackWhatItWrote) {
+  for (const bool transposed : {false, true}) {
+    const Sample sample;
+    const auto storage = fresh_storage();
+    run_writes(sample.plan, *storage, {});
+    Targets targets(sample, transposed);
+    run_reads(targets.plan(sample), {}, *storage, {});
+    for (std::size_t i = 0; i < targets.views.size(); ++i) {
+      EXPECT_EQ(dense_of(targets.views[i]), dense_of(sample.views[i])) << i;
+    }
+    EXPECT_EQ(storage->list("").size(), 3U);  // the empty object too
+  }
+}
+
+TEST(Pipeline, WorksWithinABudgetSmallerThanABlock) {
+  const Sample sample;
+  const auto storage = fresh_storage();
+  IoOptions options;
+  options.memory_budget_bytes = 1;
+  options.io_concurrency = 3;
+  run_writes(sample.plan, *storage, options);
+  Targets targets(sample, true);
+  run_reads(targets.plan(sample), {}, *storage, options);
+  EXPECT_EQ(dense_of(targets.views[0]), dense_of(sample.views[0]));
+}
+
+TEST(Pipeline, TellsProgressToTheEnd) {
+  const Sample sample;
+  const auto storage = fresh_storage();
+  IoOptions options;
+  Progress last;
+  std::uint64_t calls = 0;
+  options.on_progress = [&](const Progress& progress) {
+    EXPECT_GE(progress.bytes_done, last.bytes_done);
+    last = progress;
+    ++calls;
+  };
+  run_writes(sample.plan, *storage, options);
+  EXPECT_EQ(last.bytes_done, last.bytes_total);
+  EXPECT_EQ(last.bytes_total, sample.plan.objects[0].size + sample.plan.objects[1].size);
+  EXPECT_GE(calls, 1U);
+  last = {};
+  Targets targets(sample, false);
+  run_reads(targets.plan(sample), {}, *storage, options);
+  EXPECT_EQ(last.bytes_done, last.bytes_total);
+}
+
+TEST(Pipeline, BlobsComeInTheOrderAsked) {
+  const auto storage = fresh_storage();
+  storage->publish("a", "alpha");
+  storage->publish("b", "beta");
+  const std::vector<BlobRead> blobs = {{.path = "x", .location = "b", .range = std::nullopt},
+                                       {.path = "y", .location = "a", .range = ByteRange{1, 3}},
+                                       {.path = "z", .location = "a", .range = std::nullopt}};
+  const auto bytes = run_reads({}, blobs, *storage, {});
+  ASSERT_EQ(bytes.size(), 3U);
+  EXPECT_EQ(bytes[0].view(), "beta");
+  EXPECT_EQ(bytes[1].view(), "lp");
+  EXPECT_EQ(bytes[2].view(), "alpha");
+}
+
+std::string error_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return std::string(to_string(error.code())) + " " + error.what();
+  }
+  return "no error";
+}
+
+TEST(Pipeline, AShortObjectIsFoundBeforeAnyTargetIsTouched) {
+  const Sample sample;
+  const auto storage = fresh_storage();
+  run_writes(sample.plan, *storage, {});
+  const std::string whole = storage->read_all("data/t/0-0", UINT64_MAX, {});
+  storage->publish("data/t/0-0", whole.substr(0, whole.size() - 1));
+  Targets targets(sample, false);
+  const std::string error = error_of([&] { run_reads(targets.plan(sample), {}, *storage, {}); });
+  EXPECT_THAT(error, HasSubstr("CORRUPT"));
+  EXPECT_THAT(error, HasSubstr("'key/w2'"));  // the entry that lost its last byte
+  EXPECT_THAT(error, HasSubstr("data/t/0-0"));
+  for (const auto& memory : targets.memory) EXPECT_EQ(memory, std::vector<std::byte>(memory.size()));
+}
+
+TEST(Pipeline, AnEntryThatIsAWholeObjectFixesItsSize) {
+  const Sample sample;
+  const auto storage = fresh_storage();
+  run_writes(sample.plan, *storage, {});
+  storage->publish("data/t/0-1", storage->read_all("data/t/0-1", UINT64_MAX, {}) + "x");
+  ShardEntry whole = sample.entries()[3];
+  whole.tensor.byte_range = std::nullopt;
+  Targets targets(sample, false);
+  ReadPlanner planner;
+  planner.add("key/w", {whole}, whole.box, targets.views[3]);
+  EXPECT_THAT(error_of([&] { run_reads(planner.build(), {}, *storage, {}); }), HasSubstr("exactly 20000000"));
+}
+
+TEST(Pipeline, EveryFailingCallEndsTheWorkWithItsError) {
+  const Sample sample;
+  for (std::int64_t fail_at = 0;; ++fail_at) {
+    FaultyStorage storage(fresh_storage(), fail_at);
+    const std::string error = error_of([&] { run_writes(sample.plan, storage, {}); });
+    if (storage.calls() <= fail_at) {
+      EXPECT_EQ(error, "no error");
+      EXPECT_GE(fail_at, 12);
+      break;
+    }
+    EXPECT_THAT(error, HasSubstr("injected")) << fail_at;
+    EXPECT_THAT(error, HasSubstr("writing ")) << fail_at;
+  }
+  const auto written = fresh_storage();
+  run_writes(sample.plan, *written, {});
+  for (std::int64_t fail_at = 0;; ++fail_at) {
+    FaultyStorage storage(written, fail_at);
+    Targets targets(sample, true);
+    const std::string error = error_of([&] { run_reads(targets.plan(sample), {}, storage, {}); });
+    if (storage.calls() <= fail_at) {
+      EXPECT_EQ(error, "no error");
+      EXPECT_GT(fail_at, 8);
+      break;
+    }
+    EXPECT_THAT(error, HasSubstr("injected")) << fail_at;
+  }
+}
+
+TEST(Pipeline, StopsWhenAskedTo) {
+  const Sample sample;
+  std::stop_source stop;
+  stop.request_stop();
+  IoOptions options;
+  options.stop = stop.get_token();
+  EXPECT_THAT(error_of([&] { run_writes(sample.plan, *fresh_storage(), options); }), HasSubstr("CANCELLED"));
+}
+
+/// A "device" whose memory is the host's, byte-wise inverted: what forgets to go through the copier shows.
+class InvertingDevice final : public DeviceCopier {
+ public:
+  void to_host(const TensorView& view, std::uint64_t begin, std::span<std::byte> out) override {
+    gather(on_host(view), begin, out);
+    for (std::byte& byte : out) byte = ~byte;
+    ++copies;
+  }
+  void to_device(std::span<const std::byte> in, std::uint64_t begin, const TensorView& view) override {
+    std::vector<std::byte> inverted(in.begin(), in.end());
+    for (std::byte& byte : inverted) byte = ~byte;
+    const TensorView host = on_host(view);
+    scatter(inverted, begin, host.shape, Box::whole(host.shape), host);
+    ++copies;
+  }
+  std::atomic<int> copies{0};
+
+ private:
+  static TensorView on_host(TensorView view) {
+    view.device = DeviceType::kCpu;
+    return view;
+  }
+};
+
+TEST(Pipeline, DeviceTensorsGoThroughTheCopier) {
+  const auto device = std::make_shared<InvertingDevice>();
+  set_device_copier(device);
+  Sample sample;
+  for (WriteObject& object : sample.plan.objects) {
+    for (WriteItem& written : object.items) std::get<TensorView>(written.source).device = DeviceType::kOther;
+  }
+  const auto storage = fresh_storage();
+  run_writes(sample.plan, *storage, {});
+  Targets targets(sample, true);
+  for (TensorView& view : targets.views) view.device = DeviceType::kOther;
+  run_reads(targets.plan(sample), {}, *storage, {});
+  set_device_copier(nullptr);
+  EXPECT_GT(device->copies, 8);
+  for (std::size_t i = 0; i < targets.views.size(); ++i) {
+    TensorView view = targets.views[i];
+    view.device = DeviceType::kCpu;
+    EXPECT_EQ(dense_of(view), dense_of(sample.views[i])) << i;
+  }
+}
+
+}  // namespace
+}  // namespace torchsnapshot

@@ -1,0 +1,364 @@
+#include "plan/write_plan.h"
+
+#include <algorithm>
+#include <functional>
+#include <optional>
+#include <string_view>
+#include <unordered_set>
+#include <utility>
+
+#include "manifest/primitive.h"
+#include "plan/chunking.h"
+#include "plan/glob.h"
+#include "plan/layout.h"
+#include "torchsnapshot/error.h"
+
+namespace torchsnapshot {
+namespace {
+
+// A plan is made in three steps: the pieces of all leaves name the items to be stored (collect); every item gets its
+// place (arrange); the entries are written with the places known (describe).
+
+/// Bytes to be stored once, for one entry or several.
+struct Item {
+  std::size_t leaf = 0;  ///< the first that uses it
+  ItemSource source;
+  std::uint64_t size = 0;
+  std::uint32_t uses = 0;
+  bool is_object = false;       ///< of an opaque leaf
+  std::string_view serializer;  ///< of bytes; of the leaf
+};
+
+std::size_t mix(std::size_t seed, std::size_t value) {
+  return seed ^ (value + 0x9E3779B97F4A7C15U + (seed << 6) + (seed >> 2));
+}
+
+/// Items are the same when they are the same memory, seen in the same way; bytes, when they are equal.
+struct ItemHash {
+  const std::vector<Item>* items;
+  std::size_t operator()(std::size_t index) const {
+    const Item& item = (*items)[index];
+    if (const auto* bytes = std::get_if<SharedBytes>(&item.source)) {
+      return mix(std::hash<std::string_view>{}(bytes->view()), std::hash<std::string_view>{}(item.serializer));
+    }
+    const TensorView& view = std::get<TensorView>(item.source);
+    std::size_t hash = mix(std::hash<const void*>{}(view.data), static_cast<std::size_t>(view.dtype));
+    for (const std::int64_t size : view.shape) hash = mix(hash, static_cast<std::size_t>(size));
+    return hash;
+  }
+};
+
+bool same_memory(const TensorView& a, const TensorView& b) {
+  if (a.data == nullptr || a.data != b.data || a.dtype != b.dtype || a.device != b.device || a.shape != b.shape) {
+    return false;
+  }
+  for (std::size_t d = 0; d < a.shape.size(); ++d) {
+    if (a.shape[d] != 1 && a.strides[d] != b.strides[d]) return false;
+  }
+  return true;
+}
+
+struct ItemEqual {
+  const std::vector<Item>* items;
+  bool operator()(std::size_t a, std::size_t b) const {
+    if (a == b) return true;
+    const Item& x = (*items)[a];
+    const Item& y = (*items)[b];
+    if (x.source.index() != y.source.index() || x.is_object != y.is_object) return false;
+    if (const auto* bytes = std::get_if<SharedBytes>(&x.source)) {
+      return x.serializer == y.serializer && bytes->view() == std::get<SharedBytes>(y.source).view();
+    }
+    return same_memory(std::get<TensorView>(x.source), std::get<TensorView>(y.source));
+  }
+};
+
+constexpr std::size_t kNoBytes = static_cast<std::size_t>(-1);
+
+void check(const TensorView& view) {
+  if (view.shape.size() != view.strides.size()) {
+    throw Error(ErrorCode::kInternal, "a tensor view with " + std::to_string(view.shape.size()) + " sizes and " +
+                                          std::to_string(view.strides.size()) + " strides");
+  }
+  if (is_quantized(view.dtype)) {
+    throw Error(ErrorCode::kInternal,
+                "a view of a quantized tensor; its scale and zero point would be lost, so it has to be encoded");
+  }
+}
+
+void check(const ShardedTensor& tensor, const LocalShard& shard) {
+  check(shard.view);
+  const std::size_t rank = tensor.shape.size();
+  bool fits = shard.box.offsets.size() == rank && shard.box.sizes == shard.view.shape &&
+              shard.view.shape.size() == rank && shard.view.dtype == tensor.dtype;
+  for (std::size_t d = 0; fits && d < rank; ++d) {
+    fits = shard.box.offsets[d] >= 0 && shard.box.sizes[d] >= 0 && shard.box.sizes[d] <= tensor.shape[d] &&
+           shard.box.offsets[d] <= tensor.shape[d] - shard.box.sizes[d];
+  }
+  if (!fits) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "a shard whose box, size or dtype does not fit the sharded tensor that it belongs to");
+  }
+}
+
+void check(const EncodedTensor& tensor) {
+  if (tensor.parts.size() != 1 || tensor.parts[0].box != Box::whole(tensor.shape)) {
+    throw Error(ErrorCode::kInternal, "an encoded tensor is saved as one part that covers it");
+  }
+  if (tensor.parts[0].bytes.size() == 0) throw Error(ErrorCode::kInternal, "an encoded tensor without bytes");
+}
+
+/// The address of bytes that lie in CPU memory as they are to be stored.
+std::optional<std::uint64_t> dense_address(const ItemSource& source) {
+  if (const auto* bytes = std::get_if<SharedBytes>(&source)) {
+    return reinterpret_cast<std::uintptr_t>(bytes->span().data());
+  }
+  const TensorView& view = std::get<TensorView>(source);
+  if (view.device != DeviceType::kCpu || !view.is_contiguous()) return std::nullopt;
+  return reinterpret_cast<std::uintptr_t>(view.data);
+}
+
+class Planner {
+ public:
+  Planner(const FlatState& state, const WritePlanOptions& options)
+      : state_(state), options_(options), rank_(std::to_string(options.rank)) {
+    for (const std::string& pattern : options.replicated) globs_.emplace_back(pattern);
+  }
+  Planner(const Planner&) = delete;  // known_ refers to items_
+  Planner& operator=(const Planner&) = delete;
+
+  WritePlan make() {
+    items_.reserve(state_.leaves.size());
+    item_of_piece_.reserve(state_.leaves.size());
+    known_.reserve(state_.leaves.size());
+    for (leaf_ = 0; leaf_ < state_.leaves.size(); ++leaf_) {
+      try {
+        std::visit([this](const auto& node) { collect(node); }, state_.leaves[leaf_].value->node());
+      } catch (const Error& error) {
+        throw error.with_context("planning " + path_of(leaf_));
+      }
+    }
+    arrange();
+    add_containers();
+    for (const FlatLeaf& leaf : state_.leaves) {
+      const bool replicated = is_replicated_path(leaf.path);
+      plan_.manifest.add(
+          with_rank(leaf.path),
+          std::visit([&](const auto& node) { return describe(leaf, node, replicated); }, leaf.value->node()));
+    }
+    return std::move(plan_);
+  }
+
+ private:
+  [[nodiscard]] std::string with_rank(const std::string& path) const {
+    std::string text;
+    text.reserve(rank_.size() + 1 + path.size());
+    text += rank_;
+    text += '/';
+    text += path;
+    return text;
+  }
+  [[nodiscard]] std::string path_of(std::size_t leaf) const { return with_rank(state_.leaves[leaf].path); }
+
+  [[nodiscard]] bool is_replicated_path(std::string_view path) const {
+    return std::any_of(globs_.begin(), globs_.end(), [path](const Glob& glob) { return glob.matches(path); });
+  }
+
+  // Pieces. Both passes see them in the same order.
+
+  /// The chunks of a tensor; none when it is stored whole.
+  [[nodiscard]] std::vector<Box> chunks_of(const TensorView& view) const {
+    if (view.nbytes() <= options_.max_chunk_bytes) return {};
+    std::vector<Box> boxes = chunk_boxes(view.shape, view.dtype, options_.max_chunk_bytes);
+    if (boxes.size() == 1) boxes.clear();
+    return boxes;
+  }
+
+  /// The pieces of a shard. One without elements says nothing, unless the whole tensor has none: then its shape.
+  [[nodiscard]] std::vector<Box> pieces_of(const ShardedTensor& tensor, const LocalShard& shard) const {
+    if (shard.box.empty() && element_count(tensor.shape) > 0) return {};
+    return subdivide_shard(tensor.shape, shard.box, tensor.dtype, options_.max_shard_bytes);
+  }
+
+  // First pass.
+
+  /// The next piece is made of these bytes: those of an item that is known already, or of a new one.
+  void add_piece(ItemSource source, std::uint64_t size, std::string_view serializer, bool is_object) {
+    items_.push_back({leaf_, std::move(source), size, 0, is_object, serializer});
+    const auto [at, is_new] = known_.insert(items_.size() - 1);
+    if (!is_new) items_.pop_back();
+    ++items_[*at].uses;
+    item_of_piece_.push_back(*at);
+  }
+
+  void add_piece(TensorView view) {
+    const std::uint64_t size = view.nbytes();
+    if (size == 0) {
+      item_of_piece_.push_back(kNoBytes);
+      return;
+    }
+    if (view.data == nullptr && view.device == DeviceType::kCpu) {
+      throw Error(ErrorCode::kInvalidArgument, "the tensor has no memory (is it on the meta device?)");
+    }
+    add_piece(std::move(view), size, kBufferProtocol, false);
+  }
+
+  void collect(const TensorView& view) {
+    check(view);
+    if (view.nbytes() == 0) return;
+    const std::vector<Box> chunks = chunks_of(view);
+    if (chunks.empty()) add_piece(view);
+    for (const Box& box : chunks) add_piece(narrow(view, box));
+  }
+
+  void collect(const ShardedTensor& tensor) {
+    for (const LocalShard& shard : tensor.shards) {
+      check(tensor, shard);
+      for (Box& box : pieces_of(tensor, shard)) {
+        for (std::size_t d = 0; d < box.offsets.size(); ++d) box.offsets[d] -= shard.box.offsets[d];
+        add_piece(narrow(shard.view, box));
+      }
+    }
+  }
+
+  void collect(const EncodedTensor& tensor) {
+    check(tensor);
+    const EncodedPart& part = tensor.parts[0];
+    add_piece(part.bytes, part.bytes.size(), part.serializer, false);
+  }
+
+  void collect(const Opaque& opaque) { add_piece(opaque.bytes, opaque.bytes.size(), opaque.serializer, true); }
+
+  static void collect(const List&) { throw Error(ErrorCode::kInternal, "a list is not a leaf"); }
+  static void collect(const Dict&) { throw Error(ErrorCode::kInternal, "a dict is not a leaf"); }
+
+  template <typename Primitive>
+  static void collect(const Primitive&) {}
+
+  // Places.
+
+  void add_object() {
+    plan_.objects.push_back(
+        {"data/" + options_.take_id + "/" + rank_ + "-" + std::to_string(plan_.objects.size()), 0, {}});
+  }
+
+  void arrange() {
+    wanted_.reserve(items_.size());
+    for (const Item& item : items_) {
+      wanted_.push_back({item.size, dense_address(item.source), item.is_object || item.uses > 1});
+    }
+    places_ = lay_out(wanted_, options_.slab_bytes, options_.batching);
+    std::vector<std::size_t> counts;
+    for (const Placement& place : places_) {
+      counts.resize(std::max(counts.size(), place.object + 1));
+      ++counts[place.object];
+    }
+    for (const std::size_t count : counts) {
+      add_object();
+      plan_.objects.back().items.reserve(count);
+    }
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      Item& item = items_[i];
+      WriteObject& object = plan_.objects[places_[i].object];
+      object.size = places_[i].offset + item.size;
+      if (item.size == 0) continue;  // an opaque leaf without bytes: an empty object
+      object.items.push_back({path_of(item.leaf), std::move(item.source), places_[i].offset, item.size});
+    }
+    const bool has_empty_piece =
+        std::find(item_of_piece_.begin(), item_of_piece_.end(), kNoBytes) != item_of_piece_.end();
+    if (has_empty_piece && plan_.objects.empty()) add_object();
+  }
+
+  // Second pass.
+
+  void add_containers() {
+    for (const FlatContainer& container : state_.containers) {
+      if (container.is_list) {
+        plan_.manifest.add(with_rank(container.path), ListEntry{});
+      } else {
+        plan_.manifest.add(with_rank(container.path), DictEntry{container.keys, container.ordered});
+      }
+    }
+  }
+
+  const std::string& next_location() {
+    const std::size_t item = item_of_piece_[next_piece_++];
+    return plan_.objects[places_[item].object].location;
+  }
+
+  TensorEntry next_tensor(std::string_view serializer, DType dtype, const Dims& shape, bool replicated) {
+    TensorEntry entry{{}, std::string(serializer), dtype, shape, replicated, std::nullopt};
+    const std::size_t item = item_of_piece_[next_piece_++];
+    if (item == kNoBytes) {
+      entry.location = plan_.objects[0].location;
+      entry.byte_range = ByteRange{0, 0};
+      return entry;
+    }
+    entry.location = plan_.objects[places_[item].object].location;
+    if (!wanted_[item].whole_object) {
+      entry.byte_range = ByteRange{places_[item].offset, places_[item].offset + wanted_[item].size};
+    }
+    return entry;
+  }
+
+  Entry describe(const FlatLeaf&, const TensorView& view, bool replicated) {
+    ChunkedTensorEntry entry{view.dtype, view.shape, {}, replicated};
+    if (view.nbytes() == 0) return entry;
+    std::vector<Box> chunks = chunks_of(view);
+    if (chunks.empty()) return next_tensor(kBufferProtocol, view.dtype, view.shape, replicated);
+    for (Box& box : chunks) {
+      TensorEntry stored = next_tensor(kBufferProtocol, view.dtype, box.sizes, false);
+      entry.chunks.push_back({std::move(box), std::move(stored)});
+    }
+    return entry;
+  }
+
+  Entry describe(const FlatLeaf&, const ShardedTensor& tensor, bool) {
+    ShardedTensorEntry entry{{}, tensor.layout};
+    for (const LocalShard& shard : tensor.shards) {
+      for (Box& box : pieces_of(tensor, shard)) {
+        TensorEntry stored = next_tensor(kBufferProtocol, tensor.dtype, box.sizes, false);
+        entry.shards.push_back({std::move(box), std::move(stored)});
+      }
+    }
+    return entry;
+  }
+
+  Entry describe(const FlatLeaf&, const EncodedTensor& tensor, bool replicated) {
+    return next_tensor(tensor.parts[0].serializer, tensor.dtype, tensor.shape, replicated);
+  }
+
+  Entry describe(const FlatLeaf&, const Opaque& opaque, bool replicated) {
+    return ObjectEntry{next_location(), opaque.serializer, opaque.type_name, replicated};
+  }
+
+  template <typename Primitive>
+  Entry describe(const FlatLeaf& leaf, const Primitive&, bool replicated) {
+    return make_primitive_entry(*leaf.value, replicated);
+  }
+
+  const FlatState& state_;
+  const WritePlanOptions& options_;
+  std::string rank_;
+  std::vector<Glob> globs_;
+
+  std::size_t leaf_ = 0;  ///< the one that is collected
+  std::vector<Item> items_;
+  std::unordered_set<std::size_t, ItemHash, ItemEqual> known_{0, ItemHash{&items_}, ItemEqual{&items_}};
+  std::vector<std::size_t> item_of_piece_;  ///< in order of the pieces; kNoBytes for one without elements
+  std::size_t next_piece_ = 0;
+
+  std::vector<LayoutItem> wanted_;  ///< by item
+  std::vector<Placement> places_;   ///< by item
+  WritePlan plan_;
+};
+
+}  // namespace
+
+WritePlan plan_write(const FlatState& state, const WritePlanOptions& options) {
+  if (options.max_chunk_bytes == 0 || options.max_shard_bytes == 0) {
+    throw Error(ErrorCode::kInvalidArgument, "the largest size of a chunk or shard must not be 0");
+  }
+  return Planner(state, options).make();
+}
+
+}  // namespace torchsnapshot

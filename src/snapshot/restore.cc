@@ -1,0 +1,135 @@
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "core/path_codec.h"
+#include "manifest/rank_view.h"
+#include "snapshot/state_reader.h"
+#include "torchsnapshot/error.h"
+#include "torchsnapshot/snapshot.h"
+
+namespace torchsnapshot {
+namespace {
+
+constexpr std::size_t kNearMisses = 3;
+
+/// ", did you mean 'a', 'b'?" or nothing.
+std::string suggestion(std::string_view wanted, const std::vector<std::string>& candidates) {
+  std::string text;
+  for (const std::string& miss : near_misses(wanted, candidates, kNearMisses)) {
+    text += (text.empty() ? "; did you mean '" : "', '") + miss;
+  }
+  return text.empty() ? text : text + "'?";
+}
+
+[[noreturn]] void fail_missing_key(const Storage& storage, const std::string& key,
+                                   const std::unordered_map<std::string_view, std::vector<const ViewEntry*>>& groups) {
+  std::vector<std::string> known;
+  for (const auto& [group, entries] : groups) known.push_back(decode_component(group));
+  std::sort(known.begin(), known.end());
+  std::string list;
+  for (std::size_t i = 0; i < known.size() && i < 20; ++i) list += (i == 0 ? "'" : ", '") + known[i] + "'";
+  if (known.size() > 20) list += ", …";
+  throw Error(ErrorCode::kEntryNotFound, "the snapshot at " + storage.url() + " has nothing under the key '" + key +
+                                             "' for this rank; its keys are: " + (list.empty() ? "none" : list));
+}
+
+/// `path` and what lies below it.
+std::vector<const ViewEntry*> entries_below(const RankView& view, std::string_view path) {
+  std::vector<const ViewEntry*> found;
+  for (const ViewEntry& entry : view.entries()) {
+    const std::string_view candidate = entry.path;
+    if (candidate.starts_with(path) && (candidate.size() == path.size() || candidate[path.size()] == '/')) {
+      found.push_back(&entry);
+    }
+  }
+  return found;
+}
+
+}  // namespace
+
+RestoreReport Snapshot::restore(AppState& app, const RestoreOptions& options) const {
+  const std::shared_ptr<const SnapshotMetadata> saved = metadata();
+  const RankView view(*saved, 0);
+  const auto groups = entries_by_key(view);
+  RestoreReport report;
+  StateReader reader(options.allocate);
+  std::vector<std::pair<std::size_t, std::size_t>> planned;  // index in the app state, in the reader
+  for (std::size_t i = 0; i < app.size(); ++i) {
+    const auto& [key, target] = app[i];
+    const std::string path = encode_component(key);
+    const auto group = groups.find(path);
+    if (group == groups.end()) {
+      if (options.strict) fail_missing_key(*storage_, key, groups);
+      report.missing.push_back(path);
+      continue;
+    }
+    const bool exact = std::find(options.exact_keys.begin(), options.exact_keys.end(), key) != options.exact_keys.end();
+    planned.emplace_back(i, reader.add(path, group->second, &target, exact, &report));
+  }
+  try {
+    reader.read(*storage_, options.io);
+  } catch (const Error& error) {
+    throw error.with_context("restoring from " + storage_->url());
+  }
+  for (const auto& [i, tree] : planned) {
+    Value state = reader.take_result(tree);
+    if (options.on_state) {
+      options.on_state(i, std::move(state));
+    } else {
+      app[i].second = std::move(state);
+    }
+  }
+  return report;
+}
+
+Value Snapshot::read_object(const std::string& path, const Value* target, const ReadOptions& options) const {
+  const std::shared_ptr<const SnapshotMetadata> saved = metadata();
+  std::int64_t rank = 0;
+  std::string_view inner;
+  try {
+    std::tie(rank, inner) = split_rank(path);
+  } catch (const Error&) {
+    throw Error(ErrorCode::kEntryNotFound,
+                "'" + path + "' does not begin with a rank; paths are 'RANK/key/sub/path', such as '0/" + path + "'");
+  }
+  const RankView view(*saved, rank);
+  const std::vector<const ViewEntry*> entries = entries_below(view, inner);
+  if (entries.empty() || view.find(inner) == nullptr) {
+    std::vector<std::string> candidates;
+    for (const ViewEntry& entry : view.entries()) candidates.push_back(std::to_string(rank) + "/" + entry.path);
+    throw Error(ErrorCode::kEntryNotFound,
+                "the snapshot at " + storage_->url() + " has no entry '" + path + "'" + suggestion(path, candidates));
+  }
+  StateReader reader(options.allocate);
+  const std::size_t tree = reader.add(std::string(inner), entries, target, true, nullptr);
+  try {
+    reader.read(*storage_, options.io);
+  } catch (const Error& error) {
+    throw error.with_context("reading from " + storage_->url());
+  }
+  return reader.take_result(tree);
+}
+
+Value Snapshot::read_state(const std::string& key, std::int64_t rank, const ReadOptions& options) const {
+  const std::shared_ptr<const SnapshotMetadata> saved = metadata();
+  const RankView view(*saved, rank);
+  const auto groups = entries_by_key(view);
+  const std::string path = encode_component(key);
+  const auto group = groups.find(path);
+  if (group == groups.end()) fail_missing_key(*storage_, key, groups);
+  StateReader reader(options.allocate);
+  const std::size_t tree = reader.add(path, group->second, nullptr, false, nullptr);
+  try {
+    reader.read(*storage_, options.io);
+  } catch (const Error& error) {
+    throw error.with_context("reading from " + storage_->url());
+  }
+  return reader.take_result(tree);
+}
+
+}  // namespace torchsnapshot

@@ -1,0 +1,381 @@
+// The fs backend on system calls that misbehave: interrupted and short ones, ones that fail, and a record of
+// what was made durable in which order.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <map>
+#include <set>
+
+#include "storage/conformance.h"
+#include "storage/fs_storage.h"
+#include "storage/testing.h"
+
+namespace torchsnapshot {
+namespace {
+
+namespace fs = std::filesystem;
+using Strings = std::vector<std::string>;
+
+/// Calls `before(name)` ahead of each system call; a number other than 0 makes it fail with that errno.
+class HookedSys : public Sys {
+ public:
+  virtual int before(const char* name) = 0;
+
+  int open(const char* path, int flags, mode_t mode) override {
+    return fails("open") ? -1 : Sys::open(path, flags, mode);
+  }
+  int close(int fd) override {
+    // As on Linux the descriptor is gone even if close fails.
+    const int result = Sys::close(fd);
+    return fails("close") ? -1 : result;
+  }
+  ssize_t pread(int fd, void* data, std::size_t size, off_t offset) override {
+    return fails("pread") ? -1 : Sys::pread(fd, data, size, offset);
+  }
+  ssize_t pwrite(int fd, const void* data, std::size_t size, off_t offset) override {
+    return fails("pwrite") ? -1 : Sys::pwrite(fd, data, size, offset);
+  }
+  int fallocate(int fd, off_t size) override { return fails("fallocate") ? -1 : Sys::fallocate(fd, size); }
+  int ftruncate(int fd, off_t size) override { return fails("ftruncate") ? -1 : Sys::ftruncate(fd, size); }
+  int start_writeback(int fd, off_t offset, off_t size) override {
+    return fails("start_writeback") ? -1 : Sys::start_writeback(fd, offset, size);
+  }
+  int fsync(int) override { return fails("fsync") ? -1 : 0; }  // the disk itself is not under test
+  int fdatasync(int) override { return fails("fdatasync") ? -1 : 0; }
+  int fstat(int fd, struct stat* info) override { return fails("fstat") ? -1 : Sys::fstat(fd, info); }
+  int stat(const char* path, struct stat* info) override { return fails("stat") ? -1 : Sys::stat(path, info); }
+  int mkdir(const char* path, mode_t mode) override { return fails("mkdir") ? -1 : Sys::mkdir(path, mode); }
+  int rmdir(const char* path) override { return fails("rmdir") ? -1 : Sys::rmdir(path); }
+  int unlink(const char* path) override { return fails("unlink") ? -1 : Sys::unlink(path); }
+  int rename(const char* from, const char* to) override { return fails("rename") ? -1 : Sys::rename(from, to); }
+  DIR* fdopendir(int fd) override { return fails("fdopendir") ? nullptr : Sys::fdopendir(fd); }
+  dirent* readdir(DIR* dir) override { return fails("readdir") ? nullptr : Sys::readdir(dir); }
+  int closedir(DIR* dir) override {
+    const int result = Sys::closedir(dir);
+    return fails("closedir") ? -1 : result;
+  }
+  int fstatat(int dir_fd, const char* name, struct stat* info, int flags) override {
+    return fails("fstatat") ? -1 : Sys::fstatat(dir_fd, name, info, flags);
+  }
+
+ private:
+  bool fails(const char* name) {
+    const int error = before(name);
+    if (error != 0) errno = error;
+    return error != 0;
+  }
+};
+
+/// A bad day that is no failure: signals, short transfers, no fallocate, no types in folders.
+class RoughSys final : public HookedSys {
+ public:
+  int before(const char* name) override {
+    const std::string_view call = name;
+    if (call == "fallocate") return EOPNOTSUPP;
+    const bool may_be_interrupted = call == "open" || call == "pread" || call == "pwrite" || call == "ftruncate" ||
+                                    call == "fsync" || call == "fdatasync" || call == "close";
+    if (may_be_interrupted && ++calls_ % 3 == 0) return EINTR;
+    return call == "fsync" && calls_ % 2 == 0 ? EINVAL : 0;  // a file system that can't sync folders
+  }
+  ssize_t pread(int fd, void* data, std::size_t size, off_t offset) override {
+    return HookedSys::pread(fd, data, short_size(size), offset);
+  }
+  ssize_t pwrite(int fd, const void* data, std::size_t size, off_t offset) override {
+    return HookedSys::pwrite(fd, data, short_size(size), offset);
+  }
+  dirent* readdir(DIR* dir) override {
+    dirent* item = HookedSys::readdir(dir);
+    if (item != nullptr) item->d_type = DT_UNKNOWN;
+    return item;
+  }
+
+ private:
+  std::size_t short_size(std::size_t size) { return calls_ % 2 == 0 ? size : std::max<std::size_t>(1, size / 3); }
+  std::atomic<unsigned> calls_ = 0;
+};
+
+const ConformanceBackend kRough{"FsRough", [] {
+                                  const auto folder = std::make_shared<TemporaryFolder>();
+                                  const auto sys = std::make_shared<RoughSys>();
+                                  return [folder, sys] {
+                                    return make_fs_storage((folder->path() / "root").native(), sys);
+                                  };
+                                }};
+
+INSTANTIATE_TEST_SUITE_P(FsRough, StorageConformance, testing::Values(kRough), backend_name);
+
+/// Makes the call of one number fail.
+class FaultySys final : public HookedSys {
+ public:
+  FaultySys(int number, int error) : number_(number), error_(error) {}
+  int before(const char* name) override {
+    if (off_ || calls_++ != number_) return 0;
+    failed_ = name;
+    return error_;
+  }
+  void switch_off() { off_ = true; }
+  [[nodiscard]] const std::string& failed() const { return failed_; }
+
+ private:
+  const int number_;
+  const int error_;
+  int calls_ = 0;
+  bool off_ = false;
+  std::string failed_;
+};
+
+int open_descriptors() {
+  int count = 0;
+  for ([[maybe_unused]] const auto& item : fs::directory_iterator("/proc/self/fd")) ++count;
+  return count;
+}
+
+/// All that a take, a restore and a prune ask of a storage.
+void use_everything(Storage& storage) {
+  {
+    const auto writer = storage.create("data/0/x", 10, {});
+    writer->write(5, bytes_of("56789"));
+    writer->write(0, bytes_of("01234"));
+    writer->finish();
+  }
+  put(storage, "data/y", "yy");
+  storage.sync();
+  storage.publish("meta", "new");
+  EXPECT_EQ(storage.sizes(Strings{"data/0/x", "meta"}, {}).size(), 2U);
+  EXPECT_EQ(get(storage, "meta"), "new");
+  const auto reader = storage.open("data/0/x", {});
+  std::string part(3, '\0');
+  reader->read(4, std::as_writable_bytes(std::span(part)));
+  EXPECT_EQ(part, "456");
+  EXPECT_EQ(storage.list(""), (Strings{"data/0/x", "data/y", "meta"}));
+  storage.remove(Strings{"data/y"});
+}
+
+// Each system call fails once. Either that is reported, or it does not matter; and nothing half-made is left.
+TEST(FsFaults, EverySystemCallFailsOnce) {
+  // What only cleans up, only gives a hint, or closes something that was only read.
+  const std::set<std::string> harmless{"start_writeback", "rmdir", "closedir", "close"};
+  for (const auto& [error, code] : {std::pair(EIO, ErrorCode::kIo), std::pair(ENOSPC, ErrorCode::kNoSpace),
+                                    std::pair(EACCES, ErrorCode::kPermissionDenied)}) {
+    std::set<std::string> seen;
+    for (int number = 0;; ++number) {
+      const TemporaryFolder folder;
+      const fs::path root = folder.path() / "deep" / "root";
+      const int descriptors = open_descriptors();
+      const auto sys = std::make_shared<FaultySys>(number, error);
+      const auto storage = make_fs_storage(root.native(), sys);
+      bool thrown = false;
+      try {
+        use_everything(*storage);
+      } catch (const Error& failure) {
+        thrown = true;
+        EXPECT_EQ(failure.code(), code) << sys->failed() << ": " << failure.what();
+        EXPECT_EQ(failure.sys_errno(), error) << sys->failed() << ": " << failure.what();
+        EXPECT_NE(std::string(failure.what()).find(folder.path().native()), std::string::npos) << failure.what();
+      }
+      EXPECT_EQ(open_descriptors(), descriptors) << "after a failed " << sys->failed();
+      if (sys->failed().empty()) {
+        EXPECT_FALSE(thrown);
+        EXPECT_GT(number, 40);
+        break;
+      }
+      seen.insert(sys->failed());
+      EXPECT_TRUE(thrown || harmless.contains(sys->failed())) << sys->failed() << " number " << number;
+      sys->switch_off();
+      for (const std::string& location : storage->list("")) {
+        const std::string content = get(*storage, location);
+        if (location == "data/0/x") {
+          EXPECT_EQ(content, "0123456789");
+        } else if (location == "data/y") {
+          EXPECT_EQ(content, "yy");
+        } else if (location == "meta") {
+          EXPECT_EQ(content, "new");
+        } else {
+          ADD_FAILURE() << location << " is left after a failed " << sys->failed();
+        }
+      }
+    }
+    EXPECT_EQ(seen, (std::set<std::string>{"open", "close", "pread", "pwrite", "fallocate", "start_writeback", "fsync",
+                                           "fdatasync", "fstat", "stat", "mkdir", "rmdir", "unlink", "rename",
+                                           "fdopendir", "readdir", "closedir"}));
+  }
+}
+
+/// Fails the first `count` calls of one name, and counts all of them.
+class NamedFaults final : public HookedSys {
+ public:
+  NamedFaults(std::string name, int error, int count) : name_(std::move(name)), error_(error), left_(count) {}
+  int before(const char* name) override {
+    if (name != name_) return 0;
+    ++calls_;
+    return left_-- > 0 ? error_ : 0;
+  }
+  [[nodiscard]] int calls() const { return calls_; }
+
+ private:
+  const std::string name_;
+  const int error_;
+  int left_;
+  int calls_ = 0;
+};
+
+TEST(FsFaults, AFailedFdatasyncIsNotRepeated) {
+  const TemporaryFolder folder;
+  const auto sys = std::make_shared<NamedFaults>("fdatasync", EIO, 1);
+  const auto storage = make_fs_storage(folder.path().native(), sys);
+  {
+    const auto writer = storage->create("a/x", 1, {});
+    writer->write(0, bytes_of("x"));
+    expect_error(ErrorCode::kIo, {"fdatasync", "a/x"}, [&] { writer->finish(); });
+    expect_error(ErrorCode::kInvalidArgument, {"a/x"}, [&] { writer->finish(); });
+  }
+  EXPECT_EQ(sys->calls(), 1);
+  EXPECT_FALSE(fs::exists(folder.path() / "a"));
+}
+
+TEST(FsFaults, AFailedFolderSyncStaysFailed) {
+  const TemporaryFolder folder;
+  const auto storage =
+      make_fs_storage((folder.path() / "root").native(), std::make_shared<NamedFaults>("fsync", EIO, 1));
+  put(*storage, "x", "1");
+  for (int i = 0; i < 2; ++i) {
+    expect_error(ErrorCode::kIo, {"fsync of the folder", folder.path().native()}, [&] { storage->sync(); });
+  }
+}
+
+TEST(FsFaults, AFailedCloseIsReported) {
+  const TemporaryFolder folder;
+  const auto storage = make_fs_storage(folder.path().native(), std::make_shared<NamedFaults>("close", EIO, 1));
+  {
+    const auto writer = storage->create("x", 0, {});
+    expect_error(ErrorCode::kIo, {"close", "x"}, [&] { writer->finish(); });
+  }
+  EXPECT_FALSE(fs::exists(folder.path() / "x"));
+}
+
+TEST(FsFaults, WithoutFallocateTheFileStillHasItsSize) {
+  const TemporaryFolder folder;
+  const auto sys = std::make_shared<NamedFaults>("fallocate", EOPNOTSUPP, 100);
+  const auto storage = make_fs_storage(folder.path().native(), sys);
+  const auto writer = storage->create("x", 12345, {});
+  EXPECT_EQ(fs::file_size(folder.path() / "x"), 12345U);
+  EXPECT_EQ(sys->calls(), 1);
+}
+
+/// Notes which paths are opened and synced, and renames, in order.
+class RecordingSys final : public Sys {
+ public:
+  int open(const char* path, int flags, mode_t mode) override {
+    const int fd = Sys::open(path, flags, mode);
+    if (fd >= 0) paths_[fd] = path;
+    events.push_back("open " + std::string(path));
+    return fd;
+  }
+  ssize_t pwrite(int fd, const void* data, std::size_t size, off_t offset) override {
+    events.push_back("write " + paths_[fd]);
+    return Sys::pwrite(fd, data, size, offset);
+  }
+  int fsync(int fd) override {
+    events.push_back("fsync " + paths_[fd]);
+    return Sys::fsync(fd);
+  }
+  int fdatasync(int fd) override {
+    events.push_back("fdatasync " + paths_[fd]);
+    return Sys::fdatasync(fd);
+  }
+  int rename(const char* from, const char* to) override {
+    events.push_back("rename " + std::string(from) + " to " + to);
+    return Sys::rename(from, to);
+  }
+
+  /// What followed `verb`, in order; and forgets all events.
+  Strings take(const std::string& verb) {
+    Strings found;
+    for (const std::string& event : events) {
+      if (event.starts_with(verb + " ")) found.push_back(event.substr(verb.size() + 1));
+    }
+    events.clear();
+    return found;
+  }
+  Strings events;
+
+ private:
+  std::map<int, std::string> paths_;
+};
+
+class FsDurability : public testing::Test {
+ protected:
+  [[nodiscard]] std::string path(const std::string& name) const { return (folder_.path() / name).native(); }
+  Strings synced_folders() {
+    Strings folders = sys_->take("fsync");
+    std::sort(folders.begin(), folders.end());
+    return folders;
+  }
+
+  TemporaryFolder folder_;
+  std::shared_ptr<RecordingSys> sys_ = std::make_shared<RecordingSys>();
+  std::shared_ptr<Storage> storage_ = make_fs_storage(path("new/root"), sys_);
+};
+
+TEST_F(FsDurability, FinishSyncsTheFile) {
+  put(*storage_, "a/x", "1");
+  EXPECT_EQ(sys_->take("fdatasync"), Strings{path("new/root/a/x")});
+}
+
+TEST_F(FsDurability, SyncCoversEveryNewNameAndThoseAboveTheRoot) {
+  put(*storage_, "a/b/x", "1");
+  put(*storage_, "a/b/y", "1");
+  put(*storage_, "c/z", "1");
+  EXPECT_EQ(synced_folders(), Strings{});
+  storage_->sync();
+  EXPECT_EQ(synced_folders(), (Strings{folder_.path().native(), path("new"), path("new/root"), path("new/root/a"),
+                                       path("new/root/a/b"), path("new/root/c")}));
+  storage_->sync();
+  EXPECT_EQ(synced_folders(), Strings{});
+}
+
+TEST_F(FsDurability, FoldersThatACrashedTakeMadeAreSyncedToo) {
+  fs::create_directories(path("new/root/a/b"));
+  put(*storage_, "a/b/x", "1");
+  storage_->sync();
+  EXPECT_EQ(synced_folders(), (Strings{path("new/root"), path("new/root/a"), path("new/root/a/b")}));
+}
+
+TEST_F(FsDurability, FoldersThatWereRemovedNeedNoSync) {
+  put(*storage_, "a/x", "1");
+  storage_->remove(Strings{"a/x"});
+  storage_->sync();
+  EXPECT_EQ(synced_folders(), (Strings{folder_.path().native(), path("new"), path("new/root")}));
+}
+
+TEST_F(FsDurability, PublishIsWriteSyncRenameSync) {
+  fs::create_directories(path("new/root"));
+  storage_->publish("meta", "content");
+  Strings verbs;
+  for (const std::string& event : sys_->events) verbs.push_back(event.substr(0, event.find(' ')));
+  EXPECT_EQ(verbs, (Strings{"open", "write", "fdatasync", "rename", "open", "fsync"}));
+  const std::string temporary = sys_->events[0].substr(5);
+  EXPECT_TRUE(temporary.starts_with(path("new/root/.tmp-"))) << temporary;
+  EXPECT_EQ(sys_->events[2], "fdatasync " + temporary);
+  EXPECT_EQ(sys_->events[3], "rename " + temporary + " to " + path("new/root/meta"));
+  EXPECT_EQ(sys_->events[5], "fsync " + path("new/root"));
+}
+
+TEST_F(FsDurability, AnObjectIsOpenedOnce) {
+  put(*storage_, "x", std::string(100, 'x'));
+  sys_->events.clear();
+  const auto reader = storage_->open("x", {});
+  std::string out(10, '\0');
+  for (std::uint64_t i = 0; i < 10; ++i) reader->read(i * 10, std::as_writable_bytes(std::span(out)));
+  EXPECT_EQ(sys_->take("open"), Strings{path("new/root/x")});
+  get(*storage_, "x");
+  EXPECT_EQ(sys_->take("open"), Strings{path("new/root/x")});
+  storage_->sizes(Strings{"x"}, {});
+  EXPECT_EQ(sys_->take("open"), Strings{});
+}
+
+}  // namespace
+}  // namespace torchsnapshot

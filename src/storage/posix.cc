@@ -1,0 +1,159 @@
+#include "storage/posix.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <utility>
+
+#include "torchsnapshot/error.h"
+
+namespace torchsnapshot {
+namespace {
+
+// The kernel moves at most 2 GiB less a page in one call.
+constexpr std::size_t kMaxTransfer = 1 << 30;
+
+std::string_view remedy_for(ErrorCode code) noexcept {
+  switch (code) {
+    case ErrorCode::kPermissionDenied:
+      return "; check the permissions of the path and of the folders above it";
+    case ErrorCode::kNoSpace:
+      return "; free some space or quota, or choose another place";
+    case ErrorCode::kNotADirectory:
+      return "; a part of the path that must be a folder is a file, or the reverse";
+    default:
+      return "";
+  }
+}
+
+}  // namespace
+
+int Sys::open(const char* path, int flags, mode_t mode) {
+  return ::open(path, flags, mode);
+}
+int Sys::close(int fd) {
+  return ::close(fd);
+}
+ssize_t Sys::pread(int fd, void* data, std::size_t size, off_t offset) {
+  return ::pread(fd, data, size, offset);
+}
+ssize_t Sys::pwrite(int fd, const void* data, std::size_t size, off_t offset) {
+  return ::pwrite(fd, data, size, offset);
+}
+int Sys::fallocate(int fd, off_t size) {
+  return ::fallocate(fd, 0, 0, size);
+}
+int Sys::ftruncate(int fd, off_t size) {
+  return ::ftruncate(fd, size);
+}
+int Sys::start_writeback(int fd, off_t offset, off_t size) {
+  return ::sync_file_range(fd, offset, size, SYNC_FILE_RANGE_WRITE);
+}
+int Sys::fsync(int fd) {
+  return ::fsync(fd);
+}
+int Sys::fdatasync(int fd) {
+  return ::fdatasync(fd);
+}
+int Sys::fstat(int fd, struct stat* info) {
+  return ::fstat(fd, info);
+}
+int Sys::stat(const char* path, struct stat* info) {
+  return ::stat(path, info);
+}
+int Sys::mkdir(const char* path, mode_t mode) {
+  return ::mkdir(path, mode);
+}
+int Sys::rmdir(const char* path) {
+  return ::rmdir(path);
+}
+int Sys::unlink(const char* path) {
+  return ::unlink(path);
+}
+int Sys::rename(const char* from, const char* to) {
+  return ::rename(from, to);
+}
+DIR* Sys::fdopendir(int fd) {
+  return ::fdopendir(fd);
+}
+dirent* Sys::readdir(DIR* dir) {
+  return ::readdir(dir);
+}
+int Sys::closedir(DIR* dir) {
+  return ::closedir(dir);
+}
+int Sys::fstatat(int dir_fd, const char* name, struct stat* info, int flags) {
+  return ::fstatat(dir_fd, name, info, flags);
+}
+
+const std::shared_ptr<Sys>& Sys::real() {
+  static const auto sys = std::make_shared<Sys>();
+  return sys;
+}
+
+void throw_sys_error(int sys_errno, std::string_view operation, std::string_view path) {
+  const Error error = errno_error(sys_errno, std::string(operation) + " " + std::string(path));
+  throw Error(error.code(), error.what() + std::string(remedy_for(error.code())), sys_errno);
+}
+
+FileDescriptor::FileDescriptor(std::shared_ptr<Sys> sys, int fd) noexcept : sys_(std::move(sys)), fd_(fd) {}
+
+FileDescriptor::FileDescriptor(FileDescriptor&& other) noexcept
+    : sys_(std::move(other.sys_)), fd_(std::exchange(other.fd_, -1)) {}
+
+FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
+  FileDescriptor taken(std::move(other));
+  std::swap(sys_, taken.sys_);
+  std::swap(fd_, taken.fd_);
+  return *this;
+}
+
+FileDescriptor::~FileDescriptor() {
+  static_cast<void>(close());
+}
+
+int FileDescriptor::close() noexcept {
+  if (fd_ < 0) return 0;
+  // Linux frees the descriptor whatever close() returns, so it is never repeated; EINTR is no failure.
+  const int result = sys_->close(std::exchange(fd_, -1));
+  return result == 0 || errno == EINTR ? 0 : errno;
+}
+
+int FileDescriptor::release() noexcept {
+  return std::exchange(fd_, -1);
+}
+
+FileDescriptor open_file(const std::shared_ptr<Sys>& sys, const std::string& path, int flags) {
+  constexpr mode_t kAnyone = 0666;  // less the umask
+  return {sys, retry_eintr([&] { return sys->open(path.c_str(), flags | O_CLOEXEC, kAnyone); })};
+}
+
+std::size_t read_fully(Sys& sys, int fd, std::uint64_t offset, std::span<std::byte> out, std::string_view path) {
+  std::size_t done = 0;
+  while (done < out.size()) {
+    const std::size_t size = std::min(out.size() - done, kMaxTransfer);
+    const ssize_t got =
+        retry_eintr([&] { return sys.pread(fd, out.data() + done, size, static_cast<off_t>(offset + done)); });
+    if (got < 0) throw_sys_error(errno, "read", path);
+    if (got == 0) break;
+    done += static_cast<std::size_t>(got);
+  }
+  return done;
+}
+
+void write_fully(Sys& sys, int fd, std::uint64_t offset, std::span<const std::byte> data, std::string_view path) {
+  std::size_t done = 0;
+  while (done < data.size()) {
+    const std::size_t size = std::min(data.size() - done, kMaxTransfer);
+    const ssize_t put =
+        retry_eintr([&] { return sys.pwrite(fd, data.data() + done, size, static_cast<off_t>(offset + done)); });
+    if (put < 0) throw_sys_error(errno, "write", path);
+    if (put == 0) throw_sys_error(EIO, "write (no byte taken)", path);
+    done += static_cast<std::size_t>(put);
+  }
+}
+
+}  // namespace torchsnapshot

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Configures and builds a preset in build/PRESET, with the Python extension except under ThreadSanitizer.
+#
+# Usage: tools/build.sh PRESET [TARGET... | --configure-only]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/env.sh
+
+preset=$1
+shift
+python=ON
+if [[ $preset == tsan ]]; then python=OFF; fi
+
+if [[ ! -f build/$preset/build.ninja || ${1:-} == --configure-only ]]; then
+  "$CMAKE" --preset "$preset" -DCMAKE_MAKE_PROGRAM="$(command -v "$NINJA")" \
+    -DTORCHSNAPSHOT_BUILD_PYTHON=$python -DPython_EXECUTABLE="$VENV/bin/python"
+fi
+if [[ ${1:-} == --configure-only ]]; then exit 0; fi
+"$CMAKE" --build "build/$preset" -j "$JOBS" ${1:+--target "$@"}
