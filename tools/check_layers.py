@@ -6,8 +6,8 @@ dependency counts transitively. On top of that:
 
 * public headers (include/torchsnapshot) include only the standard library and each other;
 * code in src includes other layers by "LAYER/FILE.h", and nothing of torch or Python;
-* what only tests are built with (gtest, rapidcheck, nlohmann) stays in *_test.cc and *_test_util.h and
-  conformance.* files;
+* what only tests are built with (gtest, rapidcheck, nlohmann) stays in *_test.cc, test*.h and conformance*.h, and
+  these headers are included by nothing else;
 * fmt stays in .cc files: torch carries a newer one;
 * the bindings (python/bindings) may use every layer.
 
@@ -23,7 +23,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 LAYER = re.compile(r"^torchsnapshot_layer\((\w+)([^)]*)\)", re.MULTILINE)
 TORCH_OR_PYTHON = re.compile(r"(torch|ATen|c10|caffe2|nanobind|pybind11)/|(Python|dlpack)\.h$|dlpack/")
 TEST_ONLY = re.compile(r"(gtest|gmock|rapidcheck|nlohmann)[/.]")
-TEST_FILE = re.compile(r"(_test\.cc|_test_util\.(h|cc)|conformance\w*\.(h|cc))$")
+TEST_FILE = re.compile(r"\w+_test\.cc|(test|conformance)\w*\.h")
 STANDARD = re.compile(r"[a-z_0-9]+")  # <vector>, <cstdint>: no folder, no ".h"
 
 
@@ -64,12 +64,12 @@ def check_public(name: str, angle: bool, public: set[str]) -> str | None:
 
 def check_private(name: str, angle: bool, file: Path, layer: str, layers: Mapping[str, set[str]]) -> str | None:
     """What is wrong with an include in src/LAYER or, with an empty layer, in the bindings."""
-    is_test = TEST_FILE.search(file.name) is not None
+    is_test = TEST_FILE.fullmatch(file.name) is not None
+    if TEST_ONLY.match(name):  # in quotes or not
+        return None if is_test else f"{name} is for tests only"
     if angle:
         if layer and TORCH_OR_PYTHON.match(name):
             return f"the engine includes <{name}>: it knows nothing of torch or Python"
-        if TEST_ONLY.match(name) and not is_test:
-            return f"<{name}> is for tests only"
         if name.startswith("fmt/") and file.suffix == ".h":
             return f"<{name}> is for .cc files only"
         return None
@@ -80,6 +80,8 @@ def check_private(name: str, angle: bool, file: Path, layer: str, layers: Mappin
         if layer and target not in layers[layer]:
             allowed = ", ".join(sorted(layers[layer] - {layer})) or "no other layer"
             return f'layer {layer} includes "{name}": it may use only {allowed}'
+        if TEST_FILE.fullmatch(Path(name).name) and not is_test:
+            return f'"{name}" is for tests only'
         return None
     if not layer and (target == "bindings" or not target):
         return None

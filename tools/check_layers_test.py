@@ -25,7 +25,8 @@ GOOD = {
     "src/core/x.h": '#include "torchsnapshot/b.h"\n',
     "src/exec/pool.cc": '#include <fmt/format.h>\n#include <unistd.h>\n#include "core/x.h"\n#include "exec/pool.h"\n',
     "src/exec/pool.h": "#include <thread>\n",
-    "src/exec/pool_test.cc": "#include <gtest/gtest.h>\n#include <rapidcheck.h>\n",
+    "src/exec/pool_test.cc": '#include "gtest/gtest.h"\n#include <rapidcheck.h>\n#include "exec/testing.h"\n',
+    "src/exec/testing.h": "#include <nlohmann/json.hpp>\n",
     "src/top/top.cc": '#include "core/x.h"\n#include "exec/pool.h"\n  #  include "torchsnapshot/a.h"\n',
     "python/bindings/module.cc": '#include <nanobind/nanobind.h>\n#include "bindings/m.h"\n#include "core/x.h"\n',
 }
@@ -69,6 +70,7 @@ class CheckLayersTest(unittest.TestCase):
             "fmt in a header": ("src/core/y.h", "#include <fmt/format.h>\n", "for .cc files only"),
             "json in the product": ("src/core/y.cc", "#include <nlohmann/json.hpp>\n", "for tests only"),
             "gtest in the product": ("src/core/y.cc", "#include <gtest/gtest.h>\n", "for tests only"),
+            "test header in the product": ("src/top/y.cc", '#include "exec/testing.h"\n', "for tests only"),
             "undeclared layer": ("src/net/http.h", "", "src/net: no layer of this name"),
             "bindings": ("python/bindings/m.cc", '#include "nowhere/m.h"\n', "is of no layer"),
         }

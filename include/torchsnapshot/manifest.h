@@ -122,14 +122,21 @@ class Manifest {
   friend bool operator==(const Manifest& a, const Manifest& b) { return a.items_ == b.items_; }
 
  private:
+  /// A place of the look-up table: 1 + index into items_ (0: empty), and the low bits of the path's hash, so that
+  /// a probe seldom looks at a path.
+  struct Slot {
+    std::uint32_t number = 0;
+    std::uint32_t hash = 0;
+  };
+
   /// The slot that holds `path`, or the empty one where it would go. There is an empty slot.
-  [[nodiscard]] std::size_t slot_of(std::string_view path) const noexcept;
+  [[nodiscard]] std::size_t slot_of(std::string_view path, std::size_t hash) const noexcept;
   void grow();
 
   std::deque<Item> items_;
-  // Open addressing, a power of two of slots, at most three quarters full: 1 + index into items_, or 0. A manifest
-  // may have millions of entries, and this costs 8 to 11 bytes for each, without a second copy of the path.
-  std::vector<std::uint32_t> slots_;
+  // Open addressing, a power of two of slots, at most three quarters full. A manifest may have millions of entries, and
+  // this costs 11 to 21 bytes for each, without a second copy of the path.
+  std::vector<Slot> slots_;
 };
 
 struct SnapshotMetadata {

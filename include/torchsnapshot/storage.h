@@ -95,7 +95,7 @@ using StorageOptions = std::map<std::string, std::string>;
 
 /// The file system below `root`; the folder is made by the first create or publish.
 /// No options yet: a key that is not known is an Error(kInvalidArgument) that lists the known ones.
-std::shared_ptr<Storage> open_fs_storage(std::string root, const StorageOptions& options = {});
+std::shared_ptr<Storage> open_fs_storage(const std::string& root, const StorageOptions& options = {});
 
 /// Objects in this process's memory, shared by all that open the same name ("memory://name"), until they are
 /// removed. For tests and tools.

@@ -83,8 +83,8 @@ def encode_tensor(tensor: torch.Tensor, path: str, saving: bool) -> tuple[Any, .
     if tensor.is_quantized:
         if not saving:
             return ("encoded", tensor.dtype, tuple(tensor.shape), "", None)
-        serializer, data = serialization.encode_quantized(tensor)
-        return ("encoded", tensor.dtype, tuple(tensor.shape), serializer, data)
+        # The form that the original writes, and the only one that its present version reads.
+        return ("encoded", tensor.dtype, tuple(tensor.shape), "torch_save", serialization.dumps(tensor))
     if tensor.is_conj() or tensor.is_neg():
         if saving:
             return ("tensor", tensor.detach().resolve_conj().resolve_neg())

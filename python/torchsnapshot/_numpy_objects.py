@@ -84,7 +84,8 @@ def build_array(array: np.ndarray[Any, Any], state: Any) -> np.ndarray[Any, Any]
     order: Any = "F" if fortran else "C"
     if not content:
         return np.zeros(shape, dtype, order)
-    return np.ndarray(shape, dtype, buffer=bytearray(content), order=order)
+    built: np.ndarray[Any, Any] = np.ndarray(shape, dtype, buffer=bytearray(content), order=order)
+    return built
 
 
 def scalar(dtype: Any, content: Any = None) -> Any:

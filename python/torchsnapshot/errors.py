@@ -31,6 +31,9 @@ class TorchSnapshotError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.message!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.message, self.sys_errno))
 

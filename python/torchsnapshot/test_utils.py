@@ -273,7 +273,10 @@ def _first(found: Generator[str | None, None, None]) -> str | None:
 
 
 def _brief(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # of some dtypes, torch can't print the elements
+        text = f"a {type(value).__qualname__}"
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 

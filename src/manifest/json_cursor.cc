@@ -261,11 +261,14 @@ std::string_view JsonCursor::number() {
   } else {
     digits();
   }
+  integral_ = true;
   if (at_ != end_ && *at_ == '.') {
+    integral_ = false;
     ++at_;
     digits();
   }
   if (at_ != end_ && (*at_ == 'e' || *at_ == 'E')) {
+    integral_ = false;
     ++at_;
     if (at_ != end_ && (*at_ == '+' || *at_ == '-')) ++at_;
     digits();
@@ -275,7 +278,7 @@ std::string_view JsonCursor::number() {
 
 std::string_view JsonCursor::integer_token() {
   const std::string_view text = number();
-  if (text.find_first_of(".eE") != std::string_view::npos) fail("expected an integer, found " + quote_text(text));
+  if (!integral_) fail("expected an integer, found " + quote_text(text));
   return text;
 }
 

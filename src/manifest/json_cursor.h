@@ -47,10 +47,11 @@ class JsonCursor {
 
   const char* begin_;
   const char* end_;
-  const char* at_;       // next byte to read
-  const char* token_;    // start of what was read last, for messages
-  bool first_ = false;   // the innermost object or array has just been opened
-  std::string scratch_;  // string() or key with escapes
+  const char* at_;         // next byte to read
+  const char* token_;      // start of what was read last, for messages
+  bool integral_ = false;  // number() read no fraction and no exponent
+  bool first_ = false;     // the innermost object or array has just been opened
+  std::string scratch_;    // string() or key with escapes
 };
 
 }  // namespace torchsnapshot

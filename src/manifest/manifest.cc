@@ -86,37 +86,42 @@ std::vector<std::string_view> entry_locations(const Entry& entry) {
 
 void Manifest::add(std::string path, Entry entry) {
   if ((items_.size() + 1) * 4 > slots_.size() * 3) grow();
-  const std::size_t slot = slot_of(path);
-  if (slots_[slot] != 0) throw Error(ErrorCode::kCorrupt, "the manifest has two entries " + quote_text(path));
+  const std::size_t hash = std::hash<std::string_view>{}(path);
+  Slot& slot = slots_[slot_of(path, hash)];
+  if (slot.number != 0) throw Error(ErrorCode::kCorrupt, "the manifest has two entries " + quote_text(path));
   if (items_.size() >= std::numeric_limits<std::uint32_t>::max()) {
     throw Error(ErrorCode::kUnsupported, "a manifest holds at most 4294967295 entries");
   }
   items_.emplace_back(std::move(path), std::move(entry));
-  slots_[slot] = static_cast<std::uint32_t>(items_.size());
+  slot = {static_cast<std::uint32_t>(items_.size()), static_cast<std::uint32_t>(hash)};
 }
 
 const Entry* Manifest::find(std::string_view path) const noexcept {
   if (slots_.empty()) return nullptr;
-  const std::uint32_t found = slots_[slot_of(path)];
-  return found == 0 ? nullptr : &items_[found - 1].second;
+  const std::uint32_t number = slots_[slot_of(path, std::hash<std::string_view>{}(path))].number;
+  return number == 0 ? nullptr : &items_[number - 1].second;
 }
 
-std::size_t Manifest::slot_of(std::string_view path) const noexcept {
+std::size_t Manifest::slot_of(std::string_view path, std::size_t hash) const noexcept {
   const std::size_t mask = slots_.size() - 1;
-  std::size_t slot = std::hash<std::string_view>{}(path)&mask;
-  while (slots_[slot] != 0 && items_[slots_[slot] - 1].first != path) slot = (slot + 1) & mask;
-  return slot;
+  const auto tag = static_cast<std::uint32_t>(hash);
+  std::size_t at = tag & mask;
+  while (slots_[at].number != 0 && (slots_[at].hash != tag || items_[slots_[at].number - 1].first != path)) {
+    at = (at + 1) & mask;
+  }
+  return at;
 }
 
 void Manifest::grow() {
-  const std::size_t count = slots_.empty() ? 16 : slots_.size() * 2;
-  slots_.assign(count, 0);
-  std::uint32_t number = 0;
-  for (const Item& item : items_) {
-    std::size_t slot = std::hash<std::string_view>{}(item.first) & (count - 1);
-    while (slots_[slot] != 0) slot = (slot + 1) & (count - 1);
-    slots_[slot] = ++number;
+  // The place follows from the 32 bits that are kept, so no path is hashed again.
+  std::vector<Slot> larger(slots_.empty() ? 16 : slots_.size() * 2);
+  for (const Slot& slot : slots_) {
+    if (slot.number == 0) continue;
+    std::size_t at = slot.hash & (larger.size() - 1);
+    while (larger[at].number != 0) at = (at + 1) & (larger.size() - 1);
+    larger[at] = slot;
   }
+  slots_ = std::move(larger);
 }
 
 }  // namespace torchsnapshot

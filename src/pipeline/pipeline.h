@@ -2,8 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <stop_token>
+#include <string>
 #include <vector>
 
+#include "pipeline/progress.h"
 #include "plan/read_plan.h"
 #include "plan/write_plan.h"
 #include "torchsnapshot/io_options.h"
@@ -22,9 +26,17 @@ std::uint64_t budget_or_default(const IoOptions& options);
 /// Writes every object of the plan and finishes it. On an error the objects may be there in part.
 void run_writes(const WritePlan& plan, Storage& storage, const IoOptions& options);
 
-/// Checks every object's size against the plan, and only then reads every range and places it. Returns the
-/// blobs in the order asked.
-std::vector<SharedBytes> run_reads(const ReadPlan& plan, const std::vector<BlobRead>& blobs, Storage& storage,
-                                   const IoOptions& options);
+/// Looks at every object before anything is read: throws Error(kNotFound or kCorrupt) that names entry and object when
+/// one is missing or shorter than needed. Returns the sizes by location, where the storage can tell them.
+std::map<std::string, std::uint64_t> check_objects(const std::vector<ObjectNeed>& needs, Storage& storage,
+                                                   const std::stop_token& stop);
+
+/// Reads blobs; the results are in the order asked. `sizes`: as check_objects returned them.
+std::vector<SharedBytes> run_blob_reads(const std::vector<BlobRead>& blobs,
+                                        const std::map<std::string, std::uint64_t>& sizes, Storage& storage,
+                                        const IoOptions& options, ProgressMeter& meter);
+
+/// Reads every range and places it.
+void run_reads(const ReadPlan& plan, Storage& storage, const IoOptions& options, ProgressMeter& meter);
 
 }  // namespace torchsnapshot

@@ -21,48 +21,31 @@ namespace {
 /// Gaps between reads up to this size are read along rather than sought over.
 constexpr std::uint64_t kMaxGapBytes = 64ULL << 10;
 
-[[noreturn]] void fail_size(const std::string& path, const std::string& location, std::uint64_t actual,
-                            const std::string& expected) {
-  throw Error(ErrorCode::kCorrupt, "entry '" + path + "': object '" + location + "' has " + std::to_string(actual) +
-                                       " bytes, but the manifest needs " + expected +
-                                       "; the snapshot is truncated or was changed after it was taken");
+[[noreturn]] void fail_size(const ObjectNeed& need, std::uint64_t actual) {
+  std::string message = "entry '" + need.path + "': object '" + need.location + "' has " + std::to_string(actual) +
+                        " bytes, but the manifest needs ";
+  message += need.size ? "exactly " + std::to_string(*need.size)
+                       : "its bytes [" + std::to_string(need.range.begin) + ", " + std::to_string(need.range.end) + ")";
+  if (need.dtype == DType::kBFloat16 && need.range.end == actual + 2) {
+    message += "; the original torchsnapshot stores bfloat16 tensors with an odd number of elements without the last one, "
+               "which can't be recovered";
+  } else {
+    message += "; the snapshot is truncated or was changed after it was taken";
+  }
+  throw Error(ErrorCode::kCorrupt, message);
 }
 
-/// Nothing is written to a target before every object is known to be as long as the manifest says.
-/// Returns the sizes of the blobs' objects, where the storage can tell.
-std::vector<std::optional<std::uint64_t>> check_sizes(const ReadPlan& plan, const std::vector<BlobRead>& blobs,
-                                                      Storage& storage, const std::stop_token& stop) {
-  std::vector<std::string> locations;
-  locations.reserve(plan.objects.size() + blobs.size());
-  for (const ObjectRead& object : plan.objects) locations.push_back(object.location);
-  for (const BlobRead& blob : blobs) locations.push_back(blob.location);
-  std::vector<std::optional<std::uint64_t>> sizes = storage.sizes(locations, stop);
-
-  for (std::size_t i = 0; i < plan.objects.size(); ++i) {
-    const ObjectRead& object = plan.objects[i];
-    if (!sizes[i]) continue;
-    if (*sizes[i] < object.min_size) {
-      // Name the entry that suffers, not just any entry of the object.
-      const auto hit = std::find_if(object.tensors.begin(), object.tensors.end(),
-                                    [&](const TensorRead& read) { return read.range.end > *sizes[i]; });
-      const TensorRead& named = hit == object.tensors.end() ? object.tensors.back() : *hit;
-      fail_size(named.path, object.location, *sizes[i],
-                "its bytes [" + std::to_string(named.range.begin) + ", " + std::to_string(named.range.end) + ")");
-    }
-    if (object.exact_size && *sizes[i] != *object.exact_size) {
-      fail_size(object.tensors.front().path, object.location, *sizes[i],
-                "exactly " + std::to_string(*object.exact_size));
+[[noreturn]] void rethrow_naming_entry(const Error& error, const std::vector<ObjectNeed>& needs, Storage& storage,
+                                       const std::stop_token& stop) {
+  // The storage named an object; find whose it is.
+  for (const ObjectNeed& need : needs) {
+    try {
+      storage.sizes(std::span(&need.location, 1), stop);
+    } catch (const Error& of_one) {
+      throw of_one.with_context("entry '" + need.path + "'");
     }
   }
-  sizes.erase(sizes.begin(), sizes.begin() + static_cast<std::ptrdiff_t>(plan.objects.size()));
-  for (std::size_t i = 0; i < blobs.size(); ++i) {
-    const BlobRead& blob = blobs[i];
-    if (sizes[i] && blob.range && *sizes[i] < blob.range->end) {
-      fail_size(blob.path, blob.location, *sizes[i],
-                "its bytes [" + std::to_string(blob.range->begin) + ", " + std::to_string(blob.range->end) + ")");
-    }
-  }
-  return sizes;
+  throw error;
 }
 
 /// Puts the bytes of a piece where they belong.
@@ -136,30 +119,49 @@ SharedBytes read_blob(const BlobRead& blob, std::optional<std::uint64_t> size, S
 
 }  // namespace
 
-std::vector<SharedBytes> run_reads(const ReadPlan& plan, const std::vector<BlobRead>& blobs, Storage& storage,
-                                   const IoOptions& options) {
-  const auto blob_sizes = check_sizes(plan, blobs, storage, options.stop);
-  std::vector<SharedBytes> results(blobs.size());
-  std::uint64_t total = 0;
-  for (const ObjectRead& object : plan.objects) {
-    for (const TensorRead& read : object.tensors) total += read.range.size();
+std::map<std::string, std::uint64_t> check_objects(const std::vector<ObjectNeed>& needs, Storage& storage,
+                                                   const std::stop_token& stop) {
+  std::vector<std::string> locations;
+  locations.reserve(needs.size());
+  for (const ObjectNeed& need : needs) locations.push_back(need.location);
+  std::vector<std::optional<std::uint64_t>> sizes;
+  try {
+    sizes = storage.sizes(locations, stop);
+  } catch (const Error& error) {
+    rethrow_naming_entry(error, needs, storage, stop);
   }
-  for (std::size_t i = 0; i < blobs.size(); ++i) {
-    total += blobs[i].range ? blobs[i].range->size() : blob_sizes[i].value_or(0);
+  std::map<std::string, std::uint64_t> known;
+  for (std::size_t i = 0; i < needs.size(); ++i) {
+    if (!sizes[i]) continue;
+    if (*sizes[i] < needs[i].range.end || (needs[i].size && *sizes[i] != *needs[i].size)) fail_size(needs[i], *sizes[i]);
+    known.emplace(needs[i].location, *sizes[i]);
   }
+  return known;
+}
 
-  ProgressMeter meter(total, options.on_progress);
+std::vector<SharedBytes> run_blob_reads(const std::vector<BlobRead>& blobs,
+                                        const std::map<std::string, std::uint64_t>& sizes, Storage& storage,
+                                        const IoOptions& options, ProgressMeter& meter) {
+  std::vector<SharedBytes> results(blobs.size());
+  ThreadPool threads(std::clamp<std::size_t>(blobs.size(), 1, std::max<std::size_t>(1, options.io_concurrency)));
+  TaskGroup group(threads, options.stop);
+  for (std::size_t i = 0; i < blobs.size(); ++i) {
+    group.run([&, i] {
+      const auto size = sizes.find(blobs[i].location);
+      results[i] = read_blob(blobs[i], size == sizes.end() ? std::nullopt : std::optional(size->second), storage,
+                             group.stop_token());
+      meter.add(results[i].size());
+    });
+  }
+  group.wait();
+  return results;
+}
+
+void run_reads(const ReadPlan& plan, Storage& storage, const IoOptions& options, ProgressMeter& meter) {
   MemoryBudget budget(budget_or_default(options));
   BufferPool pool(kBlockBytes);
   ThreadPool threads(std::max<std::size_t>(1, options.io_concurrency));
   TaskGroup group(threads, options.stop);
-
-  for (std::size_t i = 0; i < blobs.size(); ++i) {
-    group.run([&, i] {
-      results[i] = read_blob(blobs[i], blob_sizes[i], storage, group.stop_token());
-      meter.add(results[i].size());
-    });
-  }
   for (const ObjectRead& object : plan.objects) {
     // The tasks own the object, so that its file is closed with its last block.
     const auto in_flight = std::make_shared<ObjectInFlight>(object, storage, group.stop_token());
@@ -171,8 +173,6 @@ std::vector<SharedBytes> run_reads(const ReadPlan& plan, const std::vector<BlobR
     }
   }
   group.wait();
-  meter.finish();
-  return results;
 }
 
 }  // namespace torchsnapshot

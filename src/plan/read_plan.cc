@@ -60,6 +60,10 @@ bool same_read(const TensorRead& a, const TensorRead& b) {
          a.view.strides == b.view.strides;
 }
 
+ByteRange stored_range(const TensorEntry& tensor) {
+  return tensor.byte_range.value_or(ByteRange{0, dense_bytes(tensor.dtype, tensor.shape)});
+}
+
 }  // namespace
 
 bool covers(const std::vector<Box>& boxes, const Box& box) {
@@ -85,8 +89,7 @@ bool covers(const std::vector<Box>& boxes, const Box& box) {
   return false;
 }
 
-void ReadPlanner::add(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box,
-                      const TensorView& target) {
+void ReadPlanner::require(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box) {
   std::vector<Box> found;
   for (const ShardEntry& piece : pieces) {
     const TensorEntry& tensor = piece.tensor;
@@ -98,25 +101,50 @@ void ReadPlanner::add(const std::string& path, const std::vector<ShardEntry>& pi
                                                "', which has no plain elements");
     }
     const std::uint64_t bytes = dense_bytes(tensor.dtype, tensor.shape);
-    const ByteRange stored = tensor.byte_range.value_or(ByteRange{0, bytes});
+    const ByteRange stored = stored_range(tensor);
     if (stored.end < stored.begin || stored.size() != bytes) {
       throw Error(ErrorCode::kCorrupt, "entry '" + path + "': byte range [" + std::to_string(stored.begin) + ", " +
-                                           std::to_string(stored.end) + ") of object '" + tensor.location +
-                                           "' is not " + std::to_string(bytes) + " bytes, as dtype and shape demand");
+                                           std::to_string(stored.end) + ") of object '" + tensor.location + "' is not " +
+                                           std::to_string(bytes) + " bytes, as dtype and shape demand");
     }
-    ObjectRead& object = objects_[tensor.location];
-    object.location = tensor.location;
-    object.min_size = std::max(object.min_size, stored.end);
-    if (!tensor.byte_range) {
-      if (object.exact_size.value_or(bytes) != bytes) {
-        throw Error(ErrorCode::kCorrupt, "entry '" + path + "' is the whole of object '" + tensor.location +
-                                             "', of which another entry says that it has " +
-                                             std::to_string(*object.exact_size) + " bytes instead of " +
-                                             std::to_string(bytes));
-      }
-      object.exact_size = bytes;
-    }
+    need(path, tensor.location, stored, tensor.byte_range ? std::nullopt : std::optional(bytes), tensor.dtype);
+  }
+  if (!covers(found, box)) {
+    throw Error(ErrorCode::kCorrupt, "entry '" + path + "': its stored pieces do not cover what is wanted of it");
+  }
+}
 
+void ReadPlanner::require(const BlobRead& blob) {
+  need(blob.path, blob.location, blob.range.value_or(ByteRange{}), std::nullopt, std::nullopt);
+}
+
+void ReadPlanner::need(const std::string& path, const std::string& location, ByteRange range,
+                       std::optional<std::uint64_t> size, std::optional<DType> dtype) {
+  const auto [found, is_new] = needs_.try_emplace(location, ObjectNeed{location, path, range, size, dtype});
+  ObjectNeed& known = found->second;
+  if (is_new) return;
+  if (size && known.size.value_or(*size) != *size) {
+    throw Error(ErrorCode::kCorrupt, "entries '" + known.path + "' and '" + path + "' are each the whole of object '" +
+                                         location + "', but of different sizes");
+  }
+  const auto exact = size ? size : known.size;
+  if (range.end > known.range.end) known = {location, path, range, size, dtype};
+  known.size = exact;
+}
+
+std::vector<ObjectNeed> ReadPlanner::needs() const {
+  std::vector<ObjectNeed> needs;
+  needs.reserve(needs_.size());
+  for (const auto& [location, need] : needs_) needs.push_back(need);
+  return needs;
+}
+
+void ReadPlanner::add(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box,
+                      const TensorView& target) {
+  for (const ShardEntry& piece : pieces) {
+    const TensorEntry& tensor = piece.tensor;
+    const auto common = intersect(piece.box, box);
+    if (!common) continue;
     const Box wanted = relative_to(*common, piece.box.offsets);
     std::vector<Box> regions;
     if (target.device == DeviceType::kCpu) {
@@ -124,6 +152,8 @@ void ReadPlanner::add(const std::string& path, const std::vector<ShardEntry>& pi
     } else {
       split_unbroken(tensor.shape, wanted, 0, regions);
     }
+    ObjectRead& object = objects_[tensor.location];
+    object.location = tensor.location;
     for (Box& region : regions) {
       TensorRead read;
       read.path = path;
@@ -135,13 +165,11 @@ void ReadPlanner::add(const std::string& path, const std::vector<ShardEntry>& pi
       read.view = narrow(target, place);
       read.region = std::move(region);
       const ByteRange within = enclosing_range(read.piece_shape, read.region, tensor.dtype);
+      const std::uint64_t begin = stored_range(tensor).begin;
       read.piece_begin = within.begin;
-      read.range = {stored.begin + within.begin, stored.begin + within.end};
+      read.range = {begin + within.begin, begin + within.end};
       object.tensors.push_back(std::move(read));
     }
-  }
-  if (!covers(found, box)) {
-    throw Error(ErrorCode::kCorrupt, "entry '" + path + "': its stored pieces do not cover what is wanted of it");
   }
 }
 

@@ -33,29 +33,47 @@ struct BlobRead {
   std::optional<ByteRange> range;
 };
 
+/// What must be true of an object before anything is read from it.
+struct ObjectNeed {
+  std::string location;
+  std::string path;                   ///< the entry that needs most of it, for messages
+  ByteRange range;                    ///< the bytes that this entry needs
+  std::optional<std::uint64_t> size;  ///< the exact size, set by a tensor that is the whole object
+  std::optional<DType> dtype;         ///< of the entry, if it is a tensor
+};
+
 /// All that is read from one object, in ascending order of range.begin.
 struct ObjectRead {
   std::string location;
   std::vector<TensorRead> tensors;
-  std::uint64_t min_size = 0;               ///< the manifest's byte ranges reach this far
-  std::optional<std::uint64_t> exact_size;  ///< set by an entry that is the whole object
 };
 
 struct ReadPlan {
   std::vector<ObjectRead> objects;
 };
 
-/// Collects what is to be read. add() may be called in any order; build() sorts by object and offset.
+/// Collects what is to be read, in two steps: what is needed of the objects, so that they can be looked at before
+/// memory is made; then the memory it goes to. Calls may come in any order.
 class ReadPlanner {
  public:
-  /// Plans to fill `target` (a box of the global tensor, and its memory) from the stored pieces. Throws Error(kCorrupt)
-  /// when a piece's byte range does not have the size of its shape, or an encoded piece is met,
-  /// or the pieces do not cover the box.
+  /// `box` of the tensor that is stored in `pieces` will be wanted. Throws Error(kCorrupt) when a piece's byte range does not
+  /// have the size of its shape, an encoded piece is met, or the pieces do not cover the box.
+  void require(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box);
+  /// The bytes of a blob will be wanted.
+  void require(const BlobRead& blob);
+  /// What was required, one item an object.
+  [[nodiscard]] std::vector<ObjectNeed> needs() const;
+
+  /// Plans to fill `target` with a box that was required.
   void add(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box, const TensorView& target);
-  /// The plan; leaves the planner empty.
+  /// The plan; leaves the planner without reads.
   ReadPlan build();
 
  private:
+  void need(const std::string& path, const std::string& location, ByteRange range, std::optional<std::uint64_t> size,
+            std::optional<DType> dtype);
+
+  std::map<std::string, ObjectNeed> needs_;
   std::map<std::string, ObjectRead> objects_;
 };
 

@@ -152,11 +152,17 @@ TEST(ReadPlanner, ReadsAnyLayoutIntoAnyOther) {
     for (Target& target : targets) {
       TensorView view = TensorView::dense(target.memory.data(), DType::kInt32, target.box.sizes);
       if (device) view.device = DeviceType::kOther;
+      planner.require("t", pieces, target.box);
       planner.add("t", pieces, target.box, view);
+    }
+    std::map<std::string, ObjectNeed> needs;
+    for (const ObjectNeed& need : planner.needs()) {
+      ASSERT_LE(need.range.end, objects.at(need.location).size());
+      ASSERT_TRUE(needs.emplace(need.location, need).second);
     }
     for (const ObjectRead& object : planner.build().objects) {
       const std::vector<std::byte>& content = objects.at(object.location);
-      ASSERT_LE(object.min_size, content.size());
+      for (const TensorRead& read : object.tensors) ASSERT_LE(read.range.end, needs.at(object.location).range.end);
       std::uint64_t last = 0;
       for (const TensorRead& read : object.tensors) {
         ASSERT_GE(read.range.begin, last) << "ascending";
@@ -189,10 +195,9 @@ ShardEntry whole(const std::string& location, std::optional<ByteRange> range, Di
 }
 
 std::string error_of(const std::vector<ShardEntry>& pieces, const Box& box) {
-  std::vector<std::int32_t> memory(100);
   ReadPlanner planner;
   try {
-    planner.add("key/w", pieces, box, TensorView::dense(memory.data(), DType::kInt32, box.sizes));
+    planner.require("key/w", pieces, box);
   } catch (const Error& error) {
     return error.what();
   }
@@ -220,14 +225,30 @@ TEST(ReadPlanner, ReadsSharedMemoryOnce) {
   EXPECT_EQ(plan.objects[0].tensors.size(), 1U);
 }
 
-TEST(ReadPlanner, AnEntryWithoutRangeFixesTheSizeOfItsObject) {
-  std::vector<std::int32_t> memory(10);
+TEST(ReadPlanner, TellsWhatItNeedsOfAnObject) {
   ReadPlanner planner;
-  planner.add("a", {whole("data/0", std::nullopt, {10})}, Box::whole({10}),
-              TensorView::dense(memory.data(), DType::kInt32, {10}));
-  const ReadPlan plan = planner.build();
-  ASSERT_EQ(plan.objects.size(), 1U);
-  EXPECT_EQ(plan.objects[0].exact_size, 40U);
+  planner.require("a", {whole("data/0", std::nullopt, {10})}, Box::whole({10}));
+  planner.require("b", {whole("data/1", ByteRange{0, 40}, {10})}, Box::whole({10}));
+  planner.require("c", {whole("data/1", ByteRange{80, 120}, {10})}, Box::whole({10}));
+  planner.require({.path = "d", .location = "data/2", .range = std::nullopt});
+  const std::vector<ObjectNeed> needs = planner.needs();
+  ASSERT_EQ(needs.size(), 3U);
+  EXPECT_EQ(needs[0].size, 40U);
+  EXPECT_EQ(needs[1].path, "c");
+  EXPECT_EQ(needs[1].range.end, 120U);
+  EXPECT_EQ(needs[1].size, std::nullopt);
+  EXPECT_EQ(needs[2].range.end, 0U);
+}
+
+TEST(ReadPlanner, TwoWholesOfDifferentSizesCanNotBe) {
+  ReadPlanner planner;
+  planner.require("a", {whole("data/0", std::nullopt, {10})}, Box::whole({10}));
+  try {
+    planner.require("b", {whole("data/0", std::nullopt, {11})}, Box::whole({11}));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("'a' and 'b' are each the whole of object 'data/0'"));
+  }
 }
 
 }  // namespace

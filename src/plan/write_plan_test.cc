@@ -388,7 +388,11 @@ class Generator {
 
   void fill(TensorView& view) {
     const std::uint64_t bytes = view.nbytes();
-    for (std::uint64_t i = 0; i < bytes; ++i) view.data[i] = static_cast<std::byte>(random_() & 0xFF);
+    std::uint64_t noise = random_();
+    for (std::uint64_t i = 0; i < bytes; ++i) {
+      noise = noise * 6364136223846793005ULL + 1442695040888963407ULL;
+      view.data[i] = static_cast<std::byte>(noise >> 56);
+    }
   }
 
   Value random_view(State& state) {

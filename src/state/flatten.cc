@@ -52,106 +52,9 @@ void flatten_node(const Value& node, std::string path, int depth, FlatState& out
   out.leaves.push_back({.path = std::move(path), .value = &node});
 }
 
-/// A container or leaf on its way back into a tree.
-struct Node {
-  std::string path;
-  std::optional<FlatContainer> container;
-  std::optional<Value> leaf;
-  std::vector<std::size_t> children;  // in no order
-};
-
-class Inflater {
- public:
-  Inflater(const std::string& root_path, std::vector<FlatContainer> containers,
-           std::vector<std::pair<std::string, Value>> leaves) {
-    nodes_.reserve(containers.size() + leaves.size());
-    for (FlatContainer& container : containers) {
-      std::string path = container.path;
-      nodes_.push_back({std::move(path), std::move(container), std::nullopt, {}});
-    }
-    for (auto& [path, value] : leaves) nodes_.push_back({std::move(path), std::nullopt, std::move(value), {}});
-    index_.reserve(nodes_.size());
-    for (std::size_t i = 0; i < nodes_.size(); ++i) {
-      if (!index_.emplace(nodes_[i].path, i).second) fail(nodes_[i].path, "is there twice");
-    }
-    const auto root = index_.find(root_path);
-    if (root == index_.end()) fail(root_path, "is not in the manifest");
-    root_ = root->second;
-    for (std::size_t i = 0; i < nodes_.size(); ++i) {
-      if (i != root_) parent_of(nodes_[i].path).children.push_back(i);
-    }
-  }
-
-  Value build() { return build(root_, 0); }
-
- private:
-  [[noreturn]] static void fail(const std::string& path, const std::string& what) {
-    throw Error(ErrorCode::kCorrupt, "manifest: entry '" + path + "' " + what);
-  }
-
-  Node& parent_of(const std::string& path) {
-    const auto found = index_.find(parent_path(path));
-    if (found == index_.end() || !nodes_[found->second].container) fail(path, "has no list or dict as its parent");
-    return nodes_[found->second];
-  }
-
-  Value build(std::size_t index, int depth) {
-    Node& node = nodes_[index];
-    if (depth > kMaxDepth) fail(node.path, "is nested more than " + std::to_string(kMaxDepth) + " levels deep");
-    if (node.leaf) return *std::move(node.leaf);
-    return node.container->is_list ? build_list(node, depth) : build_dict(node, depth);
-  }
-
-  Value build_list(Node& node, int depth) {
-    // Element i goes to place i: paths "list/0", "list/1", …, whatever their order in the manifest.
-    std::vector<std::size_t> order(node.children.size(), nodes_.size());
-    for (const std::size_t child : node.children) {
-      const std::string& path = nodes_[child].path;
-      const std::string_view text = last_component(path);
-      std::size_t place = 0;
-      const auto [stop, status] = std::from_chars(text.data(), text.data() + text.size(), place);
-      if (status != std::errc() || stop != text.data() + text.size() || (text.size() > 1 && text[0] == '0')) {
-        fail(path, "is the child of a list, but its name is no index");
-      }
-      if (place >= order.size())
-        fail(node.path, "is a list in which elements are missing (found index " + std::string(text) + ")");
-      order[place] = child;
-    }
-    List list;
-    list.items.reserve(order.size());
-    for (const std::size_t child : order) list.items.push_back(build(child, depth + 1));
-    return list;
-  }
-
-  Value build_dict(Node& node, int depth) {
-    std::unordered_map<std::string, std::size_t> by_key;
-    by_key.reserve(node.children.size());
-    for (const std::size_t child : node.children) {
-      const std::string& path = nodes_[child].path;
-      if (!by_key.emplace(decode_component(last_component(path)), child).second) {
-        fail(path, "has the same key as a sibling");
-      }
-    }
-    Dict dict;
-    dict.ordered = node.container->ordered;
-    dict.items.reserve(node.container->keys.size());
-    for (Key& key : node.container->keys) {
-      const auto found = by_key.find(key.text);
-      if (found == by_key.end()) {
-        fail(node.path, "names a child '" + key.text + "' that the manifest does not have");
-      }
-      const std::size_t child = found->second;
-      by_key.erase(found);
-      dict.items.emplace_back(std::move(key), build(child, depth + 1));
-    }
-    if (!by_key.empty()) fail(node.path, "does not name its child '" + by_key.begin()->first + "'");
-    return dict;
-  }
-
-  std::vector<Node> nodes_;
-  std::unordered_map<std::string_view, std::size_t> index_;  // views of the nodes' paths
-  std::size_t root_ = 0;
-};
+[[noreturn]] void fail(const std::string& path, const std::string& what) {
+  throw Error(ErrorCode::kCorrupt, "manifest: entry '" + path + "' " + what);
+}
 
 }  // namespace
 
@@ -159,9 +62,109 @@ void flatten(const Value& root, const std::string& root_path, FlatState& out) {
   flatten_node(root, root_path, 0, out);
 }
 
-Value inflate(const std::string& root_path, std::vector<FlatContainer> containers,
-              std::vector<std::pair<std::string, Value>> leaves) {
-  return Inflater(root_path, std::move(containers), std::move(leaves)).build();
+Inflater::Inflater(std::string root_path, std::vector<FlatContainer> containers,
+                   const std::vector<std::string>& leaf_paths) {
+  nodes_.reserve(containers.size() + leaf_paths.size());
+  for (FlatContainer& container : containers) {
+    std::string path = container.path;
+    nodes_.push_back({.path = std::move(path), .container = std::move(container), .leaf = 0, .children = {}});
+  }
+  for (std::size_t i = 0; i < leaf_paths.size(); ++i) {
+    nodes_.push_back({.path = leaf_paths[i], .container = std::nullopt, .leaf = i, .children = {}});
+  }
+  std::unordered_map<std::string_view, std::size_t> index;
+  index.reserve(nodes_.size());
+  for (std::size_t i = 0; i < nodes_.size(); ++i) {
+    if (!index.emplace(nodes_[i].path, i).second) fail(nodes_[i].path, "is there twice");
+  }
+  const auto root = index.find(root_path);
+  if (root == index.end()) fail(root_path, "is not in the manifest");
+  root_ = root->second;
+  for (std::size_t i = 0; i < nodes_.size(); ++i) {
+    if (i == root_) continue;
+    const auto parent = index.find(parent_path(nodes_[i].path));
+    if (parent == index.end() || !nodes_[parent->second].container) {
+      fail(nodes_[i].path, "has no list or dict as its parent");
+    }
+    nodes_[parent->second].children.push_back(i);
+  }
+  for (Node& node : nodes_) arrange(node);
+  check_depth(root_, 0);
+}
+
+void Inflater::arrange(Node& node) {
+  if (!node.container) return;
+  if (node.container->is_list) {
+    arrange_list(node);
+  } else {
+    arrange_dict(node);
+  }
+}
+
+void Inflater::arrange_list(Node& node) {
+  // Element i goes to place i: paths "list/0", "list/1", …, whatever their order in the manifest.
+  std::vector<std::size_t> order(node.children.size());
+  for (const std::size_t child : node.children) {
+    const std::string& path = nodes_[child].path;
+    const std::string_view text = last_component(path);
+    std::size_t place = 0;
+    const auto [stop, status] = std::from_chars(text.data(), text.data() + text.size(), place);
+    if (status != std::errc() || stop != text.data() + text.size() || (text.size() > 1 && text[0] == '0')) {
+      fail(path, "is the child of a list, but its name is no index");
+    }
+    if (place >= order.size()) {
+      fail(node.path, "is a list in which elements are missing (found index " + std::string(text) + ")");
+    }
+    order[place] = child;  // no two have the same index: their paths differ
+  }
+  node.children = std::move(order);
+}
+
+void Inflater::arrange_dict(Node& node) {
+  std::unordered_map<std::string, std::size_t> by_key;
+  by_key.reserve(node.children.size());
+  for (const std::size_t child : node.children) {
+    const std::string& path = nodes_[child].path;
+    if (!by_key.emplace(decode_component(last_component(path)), child).second) {
+      fail(path, "has the same key as a sibling");
+    }
+  }
+  node.children.clear();
+  for (const Key& key : node.container->keys) {
+    const auto found = by_key.find(key.text);
+    if (found == by_key.end()) {
+      fail(node.path, "names a child '" + key.text + "' that the manifest does not have");
+    }
+    node.children.push_back(found->second);
+    by_key.erase(found);
+  }
+  if (!by_key.empty()) fail(node.path, "does not name its child '" + by_key.begin()->first + "'");
+}
+
+void Inflater::check_depth(std::size_t index, int depth) const {
+  const Node& node = nodes_[index];
+  if (depth > kMaxDepth) fail(node.path, "is nested more than " + std::to_string(kMaxDepth) + " levels deep");
+  for (const std::size_t child : node.children) check_depth(child, depth + 1);
+}
+
+Value Inflater::build(std::vector<Value> leaves) { return build_node(root_, leaves); }
+
+Value Inflater::build_node(std::size_t index, std::vector<Value>& leaves) {
+  Node& node = nodes_[index];
+  if (!node.container) return std::move(leaves[node.leaf]);
+  if (node.container->is_list) {
+    List list;
+    list.items.reserve(node.children.size());
+    for (const std::size_t child : node.children) list.items.push_back(build_node(child, leaves));
+    return list;
+  }
+  Dict dict;
+  dict.ordered = node.container->ordered;
+  dict.items.reserve(node.children.size());
+  for (std::size_t i = 0; i < node.children.size(); ++i) {
+    dict.items.emplace_back(std::move(node.container->keys[i]), build_node(node.children[i], leaves));
+  }
+  return dict;
 }
 
 }  // namespace torchsnapshot

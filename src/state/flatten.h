@@ -1,8 +1,9 @@
 // From a Value tree to containers and leaves with paths, and back.
 #pragma once
 
+#include <cstddef>
+#include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "torchsnapshot/value.h"
@@ -37,10 +38,33 @@ void flatten(const Value& root, const std::string& root_path, FlatState& out);
 /// Deepest nesting that is written or read.
 inline constexpr int kMaxDepth = 512;
 
-/// Puts a tree together from its containers and leaves, in any order. A path whose parent is no container, a list
-/// with a hole, or a dict that names a child that is not there, is an Error(kCorrupt) that names the path.
-/// `root_path` is the path of the result.
-Value inflate(const std::string& root_path, std::vector<FlatContainer> containers,
-              std::vector<std::pair<std::string, Value>> leaves);
+/// Puts a tree together from its containers and leaves. The shape is checked before any leaf has a value.
+class Inflater {
+ public:
+  /// Containers and leaves in any order; `root_path` is the path of the result. A path whose parent is no container, a
+  /// list with a hole, or a dict that does not name exactly its children, is an Error(kCorrupt) that names the path.
+  Inflater(std::string root_path, std::vector<FlatContainer> containers, const std::vector<std::string>& leaf_paths);
+
+  /// The tree, with a value for each leaf in the order of `leaf_paths`. Once.
+  Value build(std::vector<Value> leaves);
+
+ private:
+  /// A container, or a leaf.
+  struct Node {
+    std::string path;
+    std::optional<FlatContainer> container;
+    std::size_t leaf = 0;               ///< index of its value, if it is no container
+    std::vector<std::size_t> children;  ///< after arrange(): in the order of the list, or of the dict's keys
+  };
+
+  void arrange(Node& node);
+  void arrange_list(Node& node);
+  void arrange_dict(Node& node);
+  void check_depth(std::size_t index, int depth) const;
+  Value build_node(std::size_t index, std::vector<Value>& leaves);
+
+  std::vector<Node> nodes_;
+  std::size_t root_ = 0;
+};
 
 }  // namespace torchsnapshot

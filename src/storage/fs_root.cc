@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <functional>
 #include <system_error>
 #include <utility>
 
@@ -222,8 +223,11 @@ void FsRoot::list_folder(FileDescriptor fd, const std::string& folder, std::vect
     std::string location = folder.empty() ? std::string(name) : folder + "/" + std::string(name);
     const Kind kind = kind_of(*sys_, dir_fd, *item);
     if (kind == Kind::kUnknown) fail(errno, "stat", location);
-    if (kind == Kind::kFolder) folders.push_back(std::move(location));
-    if (kind == Kind::kObject) objects.push_back(std::move(location));
+    if (kind == Kind::kFolder) {
+      folders.push_back(std::move(location));
+    } else if (kind == Kind::kObject) {
+      objects.push_back(std::move(location));
+    }
   }
 }
 
@@ -268,14 +272,12 @@ void FsRoot::sync_folder(const std::string& path) {
 
 void FsRoot::remove_empty_folders(std::span<const std::string> locations) const noexcept {
   try {
-    std::set<std::string_view> folders;
+    // In reverse order every folder comes before the one it is in.
+    std::set<std::string_view, std::greater<>> folders;
     for (const std::string& location : locations) {
       for (const std::string_view folder : parent_folders(location)) folders.insert(folder);
     }
-    // In reverse order every folder comes before the one it is in.
-    for (auto folder = folders.rbegin(); folder != folders.rend(); ++folder) {
-      static_cast<void>(sys_->rmdir(path_of(*folder).c_str()));
-    }
+    for (const std::string_view folder : folders) static_cast<void>(sys_->rmdir(path_of(folder).c_str()));
   } catch (const std::exception&) {  // no memory: the folders stay
     return;
   }

@@ -36,9 +36,9 @@ class FsRoot {
   FileDescriptor open_file_for_read(const std::string& location, std::uint64_t& size) const;
   /// The size of an object. Throws as open_file_for_read.
   [[nodiscard]] std::uint64_t size_of(const std::string& location) const;
-  /// Every object below `folder` ("": the root); none when the folder isn't there. Symbolic links to folders
+  /// Every object below the folder `start` ("": the root); none when the folder isn't there. Symbolic links to folders
   /// are not entered.
-  [[nodiscard]] std::vector<std::string> list_below(const std::string& folder) const;
+  [[nodiscard]] std::vector<std::string> list_below(const std::string& start) const;
 
   /// Remembers for sync_folders() that the object has a new name.
   void note_new_name(const std::string& location);

@@ -140,7 +140,7 @@ std::shared_ptr<Storage> make_fs_storage(const std::string& root, std::shared_pt
   return std::make_shared<FsStorage>(std::make_shared<FsRoot>(root, std::move(sys)));
 }
 
-std::shared_ptr<Storage> open_fs_storage(std::string root, const StorageOptions& options) {
+std::shared_ptr<Storage> open_fs_storage(const std::string& root, const StorageOptions& options) {
   if (!options.empty()) {
     throw Error(ErrorCode::kInvalidArgument,
                 "unknown storage option '" + options.begin()->first + "': the file system has no options");

@@ -1,22 +1,22 @@
-"""Runs in the original's virtual environment: takes or restores with the original torchsnapshot.
+"""Runs in the original's virtual environment: takes or restores with the original torchsnapshot, job after job.
 
-take PATH STATE EXPECTED [async]      take the named state, write what was saved to EXPECTED
-restore PATH OUT [TARGET]             restore key "state" into an empty StateDict, or into the tree in TARGET, write it to OUT
-take_training PATH EXPECTED           take model, optimizer, scheduler and RNG state
-restore_training PATH OUT             restore them, continue nothing, write their state dicts
+A job is a line of JSON on standard input, {"call": name, "arguments": [...], "knobs": {...}}; the answer is a line
+{"error": text or null} on standard output. The calls are the functions below.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+import os
 import sys
 import tempfile
+import traceback
 import warnings
 from typing import Any
 
 import interchange_states
 import torch
-import torchsnapshot
 from torchsnapshot import RNGState, Snapshot, StateDict
 
 warnings.simplefilter("ignore")
@@ -33,7 +33,17 @@ def dense(value: Any) -> Any:
     return value
 
 
+CALLS = {}
+
+
+def call(function: Any) -> Any:
+    CALLS[function.__name__] = function
+    return function
+
+
+@call
 def take(path: str, name: str, expected: str, mode: str = "sync") -> None:
+    """Takes the named state, and writes what was saved to `expected`."""
     state = StateDict(getattr(interchange_states, name)())
     torch.save(dense(state.data), expected)
     if mode == "sync":
@@ -46,12 +56,15 @@ def take(path: str, name: str, expected: str, mode: str = "sync") -> None:
         torch.distributed.destroy_process_group()
 
 
+@call
 def restore(path: str, out: str, target: str = "") -> None:
+    """Restores key "state" into an empty StateDict, or into the tree in `target`, and writes it to `out`."""
     state = StateDict(torch.load(target, weights_only=False) if target else {})
     Snapshot(path).restore({"state": state})
     torch.save(state.data, out)
 
 
+@call
 def take_training(path: str, expected: str) -> None:
     parts = interchange_states.training()
     torch.manual_seed(77)
@@ -60,13 +73,31 @@ def take_training(path: str, expected: str) -> None:
     torch.save({**{k: copy.deepcopy(v.state_dict()) for k, v in parts.items()}, "rng": rng}, expected)
 
 
+@call
 def restore_training(path: str, out: str) -> None:
     parts = interchange_states.training(steps=0)
     Snapshot(path).restore({**parts, "rng": RNGState()})
     torch.save({**{k: v.state_dict() for k, v in parts.items()}, "rng": torch.get_rng_state()}, out)
 
 
+def main() -> None:
+    import torchsnapshot.io_preparer  # noqa: F401 - only the original has it: fails where another package is found
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what others print is no answer
+    for line in sys.stdin:
+        job = json.loads(line)
+        for name in [name for name in os.environ if name.startswith("TORCHSNAPSHOT_")]:
+            del os.environ[name]
+        os.environ.update(job["knobs"])
+        try:
+            CALLS[job["call"]](*job["arguments"])
+            error = None
+        except BaseException:
+            error = traceback.format_exc()
+        answers.write(json.dumps({"error": error}) + "\n")
+        answers.flush()
+
+
 if __name__ == "__main__":
-    if "nightly" not in torchsnapshot.__version__ and not hasattr(torchsnapshot, "io_preparer"):
-        import torchsnapshot.io_preparer
-    {f.__name__: f for f in (take, restore, take_training, restore_training)}[sys.argv[1]](*sys.argv[2:])
+    main()

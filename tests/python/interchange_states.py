@@ -65,7 +65,8 @@ def equal_content() -> dict[str, Any]:
 
 
 def chunked() -> dict[str, Any]:
-    return {"big": torch.arange(5000.0).reshape(100, 50), "wide": torch.arange(2000).reshape(1, 2000), "small": torch.ones(2),
+    return {"big": torch.arange(5000.0).reshape(100, 50), "wide": torch.arange(2000).reshape(1, 2000),
+            "small": torch.ones(2),
             "half": torch.arange(3000).to(torch.bfloat16).reshape(50, 60)}  # fmt: skip
 
 
@@ -100,10 +101,6 @@ def objects() -> dict[str, Any]:
         "float keys": {0.5: "x"}, "tuple keys": {(1, 2): torch.ones(2)}, "colliding": {"0": 1, 0: 2},
         "counter": collections.Counter("aab"), "bytearray": bytearray(b"abc"),
     }  # fmt: skip
-
-
-def astral() -> dict[str, Any]:
-    return {"text": "😀", "😀": torch.ones(2)}
 
 
 def empties() -> dict[str, Any]:

@@ -64,7 +64,8 @@ def test_version() -> None:
 def test_signatures_begin_as_in_the_original() -> None:
     expected = {
         torchsnapshot.Snapshot: ["path", "pg", "storage_options"],
-        torchsnapshot.Snapshot.take: ["path", "app_state", "pg", "replicated", "storage_options", "_custom_tensor_prepare_func"],
+        torchsnapshot.Snapshot.take: ["path", "app_state", "pg", "replicated", "storage_options",
+                                       "_custom_tensor_prepare_func"],
         torchsnapshot.Snapshot.restore: ["self", "app_state", "strict"],
         torchsnapshot.Snapshot.read_object: ["self", "path", "obj_out", "memory_budget_bytes"],
         torchsnapshot.Snapshot.get_state_dict_for_key: ["self", "key", "replicate_from_rank0"],

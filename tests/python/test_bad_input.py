@@ -8,6 +8,8 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -156,11 +158,11 @@ else:
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root to become someone else")
 class TestPermissions:
     @pytest.fixture
-    def root_owned(self, tmp_path: pathlib.Path) -> pathlib.Path:
-        for folder in [tmp_path, *tmp_path.parents]:
-            if folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):
-                folder.chmod(0o755)
-        return tmp_path
+    def root_owned(self) -> Iterator[pathlib.Path]:
+        """A folder that everybody can look into (those of pytest are closed to others)."""
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            yield pathlib.Path(folder)
 
     def run(self, action: str, path: pathlib.Path) -> str:
         done = run_python(AS_NOBODY, action, str(path))

@@ -11,6 +11,10 @@ from support import CORPUS, assert_same, encoded, tensors_of, zeroed
 from torchsnapshot import RNGState, Snapshot, StateDict
 
 NAMES = sorted(path.parent.name for path in CORPUS.glob("*/snapshot"))
+FIELDS = [
+    "location", "serializer", "dtype", "shape", "byte_range", "keys", "obj_type", "mesh", "dim_map", "serialized_value",
+    "readable", "replicated",
+]  # fmt: skip
 SHARDED = ["sharded_2", "dtensor_2"]
 
 
@@ -128,7 +132,7 @@ class TestEveryRank:
             assert list(manifest) == list(raw)
             for path, entry in raw.items():
                 assert manifest[path].type == entry["type"]
-                for field in ("location", "serializer", "dtype", "shape", "byte_range", "keys", "obj_type", "mesh", "dim_map", "serialized_value", "readable", "replicated"):  # fmt: skip
+                for field in FIELDS:
                     if field in entry:
                         assert getattr(manifest[path], field) == entry[field], (path, field)
 

@@ -186,7 +186,8 @@ NUMPY_ARRAYS: dict[str, Any] = {
 }  # fmt: skip
 NUMPY_SCALARS = [
     np.float32(1.5), np.float64(0.1), np.float16(2), np.int8(-1), np.int64(2**62), np.uint64(2**64 - 1), np.bool_(True),
-    np.complex64(1 + 2j), np.str_("text"), np.bytes_(b"ab"), np.datetime64("2024-06-01"), np.timedelta64(5, "s"), np.float64("nan"),
+    np.complex64(1 + 2j), np.str_("text"), np.bytes_(b"ab"), np.datetime64("2024-06-01"), np.timedelta64(5, "s"),
+    np.float64("nan"),
 ]  # fmt: skip
 
 

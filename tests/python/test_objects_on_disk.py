@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import itertools
 import json
 import os
 import pathlib
@@ -153,7 +154,7 @@ class TestPlaces:
                 ranges[entry["location"]].add((begin, end))
         for places in ranges.values():
             ordered = sorted(places)
-            assert all(a[1] <= b[0] for a, b in zip(ordered, ordered[1:], strict=False))
+            assert all(a[1] <= b[0] for a, b in itertools.pairwise(ordered))
 
     def test_every_file_is_accounted_for(self, taken: str) -> None:
         manifest = raw_metadata(taken)["manifest"]

@@ -380,8 +380,10 @@ class TestKnobs:
         [
             (knobs.override_max_chunk_size_bytes, knobs.get_max_chunk_size_bytes, "MAX_CHUNK_SIZE_BYTES_OVERRIDE", 17),
             (knobs.override_max_shard_size_bytes, knobs.get_max_shard_size_bytes, "MAX_SHARD_SIZE_BYTES_OVERRIDE", 17),
-            (knobs.override_slab_size_threshold_bytes, knobs.get_slab_size_threshold_bytes, "SLAB_SIZE_THRESHOLD_BYTES_OVERRIDE", 17),
-            (knobs.override_max_per_rank_io_concurrency, knobs.get_max_per_rank_io_concurrency, "MAX_PER_RANK_IO_CONCURRENCY_OVERRIDE", 3),
+            (knobs.override_slab_size_threshold_bytes, knobs.get_slab_size_threshold_bytes,
+             "SLAB_SIZE_THRESHOLD_BYTES_OVERRIDE", 17),
+            (knobs.override_max_per_rank_io_concurrency, knobs.get_max_per_rank_io_concurrency,
+             "MAX_PER_RANK_IO_CONCURRENCY_OVERRIDE", 3),
             (knobs.override_is_batching_disabled, knobs.is_batching_disabled, "DISABLE_BATCHING", True),
         ],
     )  # fmt: skip
@@ -450,7 +452,7 @@ class TestThreads:
     @pytest.mark.no_sanitizer
     @pytest.mark.parametrize("what", ["take", "restore"])
     def test_python_runs_on_while_the_engine_works(self, what: str, snap: str) -> None:
-        state = StateDict(t=torch.randint(0, 256, (384 * MB,), dtype=torch.uint8).view(-1, 2)[:, 0])
+        state = StateDict(t=torch.full((384 * MB,), 7, dtype=torch.uint8).view(-1, 2)[:, 0])
         if what == "restore":
             Snapshot.take(snap, {"state": state})
         longest, stop, last = 0.0, threading.Event(), time.monotonic()

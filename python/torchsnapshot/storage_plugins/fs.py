@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import uuid
@@ -61,7 +62,10 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 def _write_file(path: str, content: BufferType) -> None:
     folder, name = os.path.split(path)
-    os.makedirs(folder or ".", exist_ok=True)
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
     temporary = os.path.join(folder, f".{name[:100]}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -16,8 +16,10 @@ CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and iss
 
 BY_CODE = {
     "INVALID_ARGUMENT": (errors.InvalidArgumentError, ValueError, 0),
-    "TYPE_MISMATCH": (errors.MismatchError, RuntimeError, 0),
+    "TYPE_MISMATCH": (errors.TypeMismatchError, TypeError, 0),
+    "MISMATCH": (errors.MismatchError, RuntimeError, 0),
     "NOT_FOUND": (errors.NotFoundError, FileNotFoundError, errno.ENOENT),
+    "ENTRY_NOT_FOUND": (errors.EntryNotFoundError, RuntimeError, 0),
     "PERMISSION_DENIED": (errors.AccessError, PermissionError, errno.EACCES),
     "ALREADY_EXISTS": (errors.AlreadyExistsError, FileExistsError, errno.EEXIST),
     "NOT_A_DIRECTORY": (errors.NotAFolderError, NotADirectoryError, errno.ENOTDIR),
@@ -45,11 +47,11 @@ def test_every_code_of_the_engine_is_covered() -> None:
     assert set(BY_CODE) == set(errors._BY_CODE)
 
 
-def test_not_found_without_errno_is_about_an_entry() -> None:
-    error = from_code("NOT_FOUND", "no entry 'a', did you mean 'b'?", 0)
+def test_an_entry_that_is_not_there() -> None:
+    error = from_code("ENTRY_NOT_FOUND", "no entry 'a', did you mean 'b'?", 0)
     assert type(error) is errors.EntryNotFoundError
     assert isinstance(error, (RuntimeError, KeyError))
-    assert isinstance(error, errors.NotFoundError)
+    assert not isinstance(error, OSError)
     assert str(error) == "no entry 'a', did you mean 'b'?"  # a plain KeyError would quote it
 
 
@@ -66,6 +68,7 @@ def test_text_pickle_and_copy(cls: type[errors.TorchSnapshotError], number: int)
     for same in (error, pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(same) is cls
         assert str(same) == "reading 'x': ü %s {}"
+        assert repr(same) == f"{cls.__name__}(\"reading 'x': ü %s {{}}\")"
         assert same.sys_errno == number
         if isinstance(same, OSError):
             assert same.errno == (number or cls.default_errno)  # type: ignore[attr-defined]

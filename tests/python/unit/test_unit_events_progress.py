@@ -53,7 +53,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
     monkeypatch.setattr(event_handlers, "_discovered", None)
     monkeypatch.setattr(event_handlers, "_warned", [])
     monkeypatch.setattr(event_handlers, "entry_points", lambda group: [])
-    yield
+    return
 
 
 class TestEvents:

@@ -14,10 +14,25 @@ MIB = 1 << 20
 INTS: list[tuple[str, Callable[[], Any], Callable[[Any], AbstractContextManager[None]], Any]] = [
     ("MAX_CHUNK_SIZE_BYTES_OVERRIDE", knobs.get_max_chunk_size_bytes, knobs.override_max_chunk_size_bytes, 512 * MIB),
     ("MAX_SHARD_SIZE_BYTES_OVERRIDE", knobs.get_max_shard_size_bytes, knobs.override_max_shard_size_bytes, 512 * MIB),
-    ("SLAB_SIZE_THRESHOLD_BYTES_OVERRIDE", knobs.get_slab_size_threshold_bytes, knobs.override_slab_size_threshold_bytes, 128 * MIB),
-    ("MAX_PER_RANK_IO_CONCURRENCY_OVERRIDE", knobs.get_max_per_rank_io_concurrency, knobs.override_max_per_rank_io_concurrency, 16),
-    ("PER_RANK_MEMORY_BUDGET_BYTES", knobs.get_per_rank_memory_budget_bytes, knobs.override_per_rank_memory_budget_bytes, None),
-]  # fmt: skip
+    (
+        "SLAB_SIZE_THRESHOLD_BYTES_OVERRIDE",
+        knobs.get_slab_size_threshold_bytes,
+        knobs.override_slab_size_threshold_bytes,
+        128 * MIB,
+    ),
+    (
+        "MAX_PER_RANK_IO_CONCURRENCY_OVERRIDE",
+        knobs.get_max_per_rank_io_concurrency,
+        knobs.override_max_per_rank_io_concurrency,
+        16,
+    ),
+    (
+        "PER_RANK_MEMORY_BUDGET_BYTES",
+        knobs.get_per_rank_memory_budget_bytes,
+        knobs.override_per_rank_memory_budget_bytes,
+        None,
+    ),
+]
 BOOLS: list[tuple[str, Callable[[], bool], Callable[[Any], AbstractContextManager[None]]]] = [
     ("DISABLE_BATCHING", knobs.is_batching_disabled, knobs.override_is_batching_disabled),
     (

@@ -19,9 +19,14 @@ from torchsnapshot import manifest as m
 from torchsnapshot import manifest_utils as u
 
 TENSOR: dict[str, Any] = {
-    "type": "Tensor", "location": "0/a", "serializer": "buffer_protocol", "dtype": "torch.float32", "shape": [2, 3],
-    "replicated": False, "byte_range": [8, 32],
-}  # fmt: skip
+    "type": "Tensor",
+    "location": "0/a",
+    "serializer": "buffer_protocol",
+    "dtype": "torch.float32",
+    "shape": [2, 3],
+    "replicated": False,
+    "byte_range": [8, 32],
+}
 SHARD = {"offsets": [2, 0], "sizes": [2, 3], "tensor": TENSOR}
 PLAIN: list[dict[str, Any]] = [
     TENSOR,
@@ -29,18 +34,31 @@ PLAIN: list[dict[str, Any]] = [
     {"type": "ChunkedTensor", "dtype": "torch.float32", "shape": [4, 3], "chunks": [SHARD, SHARD], "replicated": True},
     {"type": "ShardedTensor", "shards": [SHARD]},
     {"type": "DTensor", "shards": [SHARD], "mesh": [[0, 1], [2, 3]], "dim_map": [[0], [-1]]},
-    {"type": "object", "location": "0/o", "serializer": "torch_save", "obj_type": "builtins.tuple", "replicated": False},
+    {
+        "type": "object",
+        "location": "0/o",
+        "serializer": "torch_save",
+        "obj_type": "builtins.tuple",
+        "replicated": False,
+    },
     {"type": "list"},
     {"type": "dict", "keys": ["a", 1, ""]},
     {"type": "OrderedDict", "keys": []},
     {"type": "int", "serialized_value": "-7", "replicated": False, "readable": None},
     {"type": "float", "serialized_value": "AAAAAAAA8D8=", "replicated": True, "readable": "1.0"},
-]  # fmt: skip
+]
 CLASSES = {
-    "Tensor": m.TensorEntry, "ChunkedTensor": m.ChunkedTensorEntry, "ShardedTensor": m.ShardedTensorEntry,
-    "DTensor": m.DTensorEntry, "object": m.ObjectEntry, "list": m.ListEntry, "dict": m.DictEntry,
-    "OrderedDict": m.OrderedDictEntry, "int": m.PrimitiveEntry, "float": m.PrimitiveEntry,
-}  # fmt: skip
+    "Tensor": m.TensorEntry,
+    "ChunkedTensor": m.ChunkedTensorEntry,
+    "ShardedTensor": m.ShardedTensorEntry,
+    "DTensor": m.DTensorEntry,
+    "object": m.ObjectEntry,
+    "list": m.ListEntry,
+    "dict": m.DictEntry,
+    "OrderedDict": m.OrderedDictEntry,
+    "int": m.PrimitiveEntry,
+    "float": m.PrimitiveEntry,
+}
 
 
 @pytest.mark.parametrize("plain", PLAIN, ids=lambda p: p["type"])
@@ -73,14 +91,29 @@ def test_the_entry_shares_nothing_with_its_plain_form(plain: dict[str, Any]) -> 
 
 
 def test_metadata_through_the_engine() -> None:
-    manifest = {
-        f"0/k{i}": m.entry_from_dict(plain) for i, plain in enumerate(PLAIN) if plain["type"] in ("int", "float")
+    first = {**SHARD, "offsets": [0, 0]}
+    children = {
+        "t": TENSOR,
+        "c": {
+            "type": "ChunkedTensor",
+            "dtype": "torch.float32",
+            "shape": [4, 3],
+            "chunks": [first, SHARD],
+            "replicated": True,
+        },
+        "s": {"type": "ShardedTensor", "shards": [SHARD]},
+        "d": {"type": "DTensor", "shards": [first], "mesh": [0, 1, 2], "dim_map": [[0], [-1]]},
+        **{plain["type"]: plain for plain in PLAIN if plain["type"] in ("object", "list", "int", "float")},
     }
-    metadata = m.SnapshotMetadata("0.1.0", 3, {"0": m.DictEntry([]), **manifest})
+    manifest: m.Manifest = {"0/a": m.DictEntry(list(children)), "2/b": m.OrderedDictEntry([])}
+    manifest |= {f"0/a/{key}": m.entry_from_dict(plain) for key, plain in children.items()}
+    metadata = m.SnapshotMetadata("0.1.0", 3, manifest)
     text = metadata.to_yaml()
     assert list(json.loads(text)) == ["version", "world_size", "manifest"]
     assert m.SnapshotMetadata.from_yaml(text) == metadata
     assert m.SnapshotMetadata.from_yaml(text.encode()) == metadata
+    with pytest.raises(CorruptSnapshotError):
+        m.SnapshotMetadata.from_yaml(text[:-10])
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -208,7 +241,11 @@ QUESTIONS: list[tuple[m.Entry, set[Callable[[m.Entry], bool]]]] = [
 @pytest.mark.parametrize(("entry", "true"), QUESTIONS, ids=repr)
 def test_questions(entry: m.Entry, true: set[Callable[[m.Entry], bool]]) -> None:
     questions = [
-        u.is_container_entry, u.is_dict_entry, u.is_sharded_entry, u.is_fully_replicated_entry,
-        u.is_partially_replicated_entry, u.is_replicated_entry,
-    ]  # fmt: skip
+        u.is_container_entry,
+        u.is_dict_entry,
+        u.is_sharded_entry,
+        u.is_fully_replicated_entry,
+        u.is_partially_replicated_entry,
+        u.is_replicated_entry,
+    ]
     assert {question for question in questions if question(entry)} == true

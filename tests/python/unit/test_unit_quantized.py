@@ -119,7 +119,7 @@ def test_malformed(serializer: str, data: bytes, dtype: str, shape: list[int], m
 
 
 def test_unknown_serializer() -> None:
-    with pytest.raises(UnsupportedError, match="'0/q'.*'pickle5'"):
+    with pytest.raises(UnsupportedError, match=r"'0/q'.*'pickle5'"):
         decode_tensor("pickle5", b"", "torch.qint8", [0], "0/q")
 
 

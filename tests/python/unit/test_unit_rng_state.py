@@ -52,7 +52,7 @@ def test_taking_the_state_draws_nothing_and_loading_it_gives_it_back() -> None:
 
 def test_only_leaves_that_need_no_pickle() -> None:
     state = RNGState().state_dict()
-    assert list(state)[0] == "rng_state"
+    assert next(iter(state)) == "rng_state"
     assert torch.equal(state["rng_state"], torch.get_rng_state())
     assert all(type(leaf) in (torch.Tensor, int, float, bool, str) for leaf in leaves(state))
     dtypes = {leaf.dtype for leaf in leaves(state) if isinstance(leaf, torch.Tensor)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime
 import decimal
 import io
@@ -29,51 +30,111 @@ CYCLE: dict[str, Any] = {}
 CYCLE["deque"] = collections.deque([1])
 
 PYTHON: dict[str, Any] = {
-    "None": None, "Ellipsis": ..., "one byte": b"a", "complex": complex(-0.0, float("nan")), "tuple": (1, ("a", None), ()), "bytes": (b"", b"\x00\xff" * 50),
-    "bytearray": (bytearray(), bytearray(b"\x80a")), "big ints": (2**64, -(2**3000), 10**700), "text": ("", "é\U0001f600", "\ud800"),
-    "set": {1, (2, "x")}, "empty set": set(), "frozenset": frozenset({1, frozenset({2})}), "nested": [{(1, 2): {3.5: [None]}}],
-    "deque": collections.deque([1, (2,)]), "bounded deque": collections.deque([1, 2], maxlen=2), "empty deque": collections.deque(),
-    "Counter": collections.Counter("abca"), "OrderedDict": collections.OrderedDict([((1,), 2), ("b", None)]),
-    **{f"defaultdict of {f.__name__}": collections.defaultdict(f, {"k": f()}) for f in (list, dict, set, int, float, str, tuple, bool, bytes, frozenset)},
-    "defaultdict of none": collections.defaultdict(None, {1: 2}), "defaultdict of Counter": collections.defaultdict(collections.Counter),
+    "None": None,
+    "Ellipsis": ...,
+    "one byte": b"a",
+    "complex": complex(-0.0, float("nan")),
+    "tuple": (1, ("a", None), ()),
+    "bytes": (b"", b"\x00\xff" * 50),
+    "bytearray": (bytearray(), bytearray(b"\x80a")),
+    "big ints": (2**64, -(2**3000), 10**700),
+    "text": ("", "é\U0001f600", "\ud800"),
+    "set": {1, (2, "x")},
+    "empty set": set(),
+    "frozenset": frozenset({1, frozenset({2})}),
+    "nested": [{(1, 2): {3.5: [None]}}],
+    "deque": collections.deque([1, (2,)]),
+    "bounded deque": collections.deque([1, 2], maxlen=2),
+    "empty deque": collections.deque(),
+    "Counter": collections.Counter("abca"),
+    "OrderedDict": collections.OrderedDict([((1,), 2), ("b", None)]),
+    **{
+        f"defaultdict of {f.__name__}": collections.defaultdict(f, {"k": f()})
+        for f in (list, dict, set, int, float, str, tuple, bool, bytes, frozenset)
+    },
+    "defaultdict of none": collections.defaultdict(None, {1: 2}),
+    "defaultdict of Counter": collections.defaultdict(collections.Counter),
     "defaultdict of deque": collections.defaultdict(collections.deque, a=collections.deque([1])),
-    "date": datetime.date(2024, 2, 29), "time": datetime.time(1, 2, 3, 4, tzinfo=UTC), "datetime": datetime.datetime(2024, 1, 1, 5, fold=1),
+    "date": datetime.date(2024, 2, 29),
+    "time": datetime.time(1, 2, 3, 4, tzinfo=UTC),
+    "datetime": datetime.datetime(2024, 1, 1, 5, fold=1),
     "aware": datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=-3), "X")),
-    "timedelta": datetime.timedelta(-1, 2, 3), "utc": UTC, "Decimal": (decimal.Decimal("-1.50"), decimal.Decimal("sNaN123"), decimal.Decimal("Infinity")),
-    "UUID": uuid.UUID(int=5), "paths": (pathlib.Path("/a/b"), pathlib.Path("c"), pathlib.PurePosixPath("x"), pathlib.PureWindowsPath("C:\\y")),
-    "range": (range(3), range(10**18, 0, -7)), "slice": (slice(1, None, 2), slice(None)), "types": (int, str, torch.Tensor),
-}  # fmt: skip
+    "timedelta": datetime.timedelta(-1, 2, 3),
+    "utc": UTC,
+    "Decimal": (decimal.Decimal("-1.50"), decimal.Decimal("sNaN123"), decimal.Decimal("Infinity")),
+    "UUID": uuid.UUID(int=5),
+    "paths": (pathlib.Path("/a/b"), pathlib.Path("c"), pathlib.PurePosixPath("x"), pathlib.PureWindowsPath("C:\\y")),
+    "range": (range(3), range(10**18, 0, -7)),
+    "slice": (slice(1, None, 2), slice(None)),
+    "types": (int, str, torch.Tensor),
+}
 TORCH: dict[str, Any] = {
-    "tensors": (torch.arange(3), torch.ones(2, 2, dtype=torch.bfloat16), torch.tensor(True)), "Size": torch.Size([1, 2]),
-    "dtypes": (torch.float8_e4m3fn, torch.uint16, torch.complex32, torch.qint8, torch.bool), "device": torch.device("cuda", 3),
+    "tensors": (torch.arange(3), torch.ones(2, 2, dtype=torch.bfloat16), torch.tensor(True)),
+    "Size": torch.Size([1, 2]),
+    "dtypes": (torch.float8_e4m3fn, torch.uint16, torch.complex32, torch.qint8, torch.bool),
+    "device": torch.device("cuda", 3),
     "layouts": (torch.strided, torch.sparse_coo, torch.sparse_csr),
     "formats": (torch.contiguous_format, torch.channels_last, torch.preserve_format, torch.channels_last_3d),
-    "schemes": (torch.per_tensor_affine, torch.per_channel_affine), "parameter": (torch.nn.Parameter(torch.ones(2), requires_grad=False),),
-    "coo": (torch.tensor([[0, 0], [1, 2]]).to_sparse(),), "uncoalesced": (torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,)),),
-    "csr": (torch.eye(3).to_sparse_csr(),), "csc": (torch.eye(3).to_sparse_csc(),),
+    "schemes": (torch.per_tensor_affine, torch.per_channel_affine),
+    "parameter": (torch.nn.Parameter(torch.ones(2), requires_grad=False),),
+    "coo": (torch.tensor([[0, 0], [1, 2]]).to_sparse(),),
+    "uncoalesced": (torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,)),),
+    "csr": (torch.eye(3).to_sparse_csr(),),
+    "csc": (torch.eye(3).to_sparse_csc(),),
     "quantized": (torch.quantize_per_tensor(torch.ones(3), 0.1, 2, torch.qint8),),
     "with odd things beside": {(1,): torch.ones(1), "d": collections.deque([torch.zeros(2)]), "n": np.arange(2)},
-}  # fmt: skip
+}
 STRUCTURED = np.dtype(
     {"names": ["x", "y"], "formats": ["i1", "<f8"], "offsets": [0, 8], "titles": ["tx", None], "itemsize": 24}
 )
 DTYPES = [
-    "?", "i1", "u2", "<i4", ">i4", "i8", "u8", "f2", "f4", ">f8", "g", "c8", "c16", "G", "U5", ">U3", "S3", "V7", "O", "M8[ns]", ">M8[25s]",
-    "m8[D]", "M8", "i4,f8", "(2,3)i4",
-]  # fmt: skip
+    "?",
+    "i1",
+    "u2",
+    "<i4",
+    ">i4",
+    "i8",
+    "u8",
+    "f2",
+    "f4",
+    ">f8",
+    "g",
+    "c8",
+    "c16",
+    "G",
+    "U5",
+    ">U3",
+    "S3",
+    "V7",
+    "O",
+    "M8[ns]",
+    ">M8[25s]",
+    "m8[D]",
+    "M8",
+    "i4,f8",
+    "(2,3)i4",
+]
 
 
 def arrays() -> dict[str, Any]:
     rng = np.random.default_rng(1)
     found: dict[str, Any] = {
-        "0-d": np.array(1.5), "empty": np.zeros((0, 3)), "fortran": np.asfortranarray(rng.random((3, 4))), "strided": np.arange(20.0)[::-3],
-        "text": np.array(["é", "", "\U0001f600xx"]), "bytes": np.array([b"a", b"\x00b"]), "void": np.array([b"ab", b"cd"], dtype="V2"),
-        "dates": np.array(["2024-01-01", "NaT"], dtype="M8[D]"), "spans": np.array([1, -5], dtype="m8[25ms]"),
-        "objects": np.array([None, (1, "x"), {2}, np.float32(3), [torch.ones(1)]], dtype=object), "no objects": np.array([], dtype=object),
-        "records": np.array([(1, 2.5), (3, -4.5)], dtype=STRUCTURED), "aligned": np.zeros(2, np.dtype([("a", "i1"), ("b", "f8")], align=True)),
+        "0-d": np.array(1.5),
+        "empty": np.zeros((0, 3)),
+        "fortran": np.asfortranarray(rng.random((3, 4))),
+        "strided": np.arange(20.0)[::-3],
+        "text": np.array(["é", "", "\U0001f600xx"]),
+        "bytes": np.array([b"a", b"\x00b"]),
+        "void": np.array([b"ab", b"cd"], dtype="V2"),
+        "dates": np.array(["2024-01-01", "NaT"], dtype="M8[D]"),
+        "spans": np.array([1, -5], dtype="m8[25ms]"),
+        "objects": np.array([None, (1, "x"), {2}, np.float32(3), [torch.ones(1)]], dtype=object),
+        "no objects": np.array([], dtype=object),
+        "records": np.array([(1, 2.5), (3, -4.5)], dtype=STRUCTURED),
+        "aligned": np.zeros(2, np.dtype([("a", "i1"), ("b", "f8")], align=True)),
         "nested": np.zeros(2, [("a", [("b", ">f4", (2, 3)), ("c", "U2")]), ("d", "M8[us]")]),
         "records of objects": np.array([(1, None), (2, [3])], dtype=[("a", "i4"), ("b", "O")]),
-    }  # fmt: skip
+    }
     found |= {
         f"of {d}": np.arange(6).astype(d).reshape(2, 3)
         for d in ["?", "i1", ">i2", "u8", "f2", "g", ">c8", "M8[s]", "U7", "S4"]
@@ -85,10 +146,24 @@ def arrays() -> dict[str, Any]:
 
 ARRAYS = arrays()
 SCALARS = [
-    np.float64(0.1), np.float32("nan"), np.longdouble(1), np.float16(2), np.int8(-1), np.uint64(2**64 - 1), np.bool_(True), np.complex128(1j),
-    np.str_("é"), np.str_(""), np.bytes_(b"ab"), np.bytes_(b""), np.datetime64("2024-01-01T00:00:01"), np.timedelta64(5, "s"), np.void(b"ab"),
-    np.zeros(1, STRUCTURED)[0], np.array([(1, [2])], dtype=[("a", "i4"), ("b", "O")])[0],
-]  # fmt: skip
+    np.float64(0.1),
+    np.float32("nan"),
+    np.longdouble(1),
+    np.float16(2),
+    np.int8(-1),
+    np.uint64(2**64 - 1),
+    np.bool_(True),
+    np.complex128(1j),
+    np.str_("é"),
+    np.str_(""),
+    np.bytes_(b"ab"),
+    np.bytes_(b""),
+    np.datetime64("2024-01-01T00:00:01"),
+    np.timedelta64(5, "s"),
+    np.void(b"ab"),
+    np.zeros(1, STRUCTURED)[0],
+    np.array([(1, [2])], dtype=[("a", "i4"), ("b", "O")])[0],
+]
 
 
 def plain_save(value: Any) -> bytes:
@@ -130,18 +205,23 @@ def same(a: Any, b: Any) -> bool:
 
 
 EVERYTHING = {
-    **PYTHON, **TORCH,
+    **PYTHON,
+    **TORCH,
     **{f"array {name}": array for name, array in ARRAYS.items()},
     **{f"scalar {i} {type(s).__name__}": s for i, s in enumerate(SCALARS)},
-    **{f"dtype {text}": np.dtype(text) for text in DTYPES}, "dtype structured": STRUCTURED, "scalar type": np.float32,
-}  # fmt: skip
+    **{f"dtype {text}": np.dtype(text) for text in DTYPES},
+    "dtype structured": STRUCTURED,
+    "scalar type": np.float32,
+}
 
 
 @pytest.fixture(autouse=True)
 def _no_allowed_globals() -> Any:
-    before = torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
     yield
-    assert torch.serialization.get_safe_globals() == before  # loads() does not widen what torch allows
+    # Parts of torch allow their own classes when they are imported; loads() allows nothing.
+    added = set(torch.serialization.get_safe_globals()) - before
+    assert not [item for item in added if not str(getattr(item, "__module__", "")).startswith("torch.")]
 
 
 class TestRoundTrip:
@@ -262,12 +342,11 @@ class TestBytes:
 
     def test_also_in_another_process(self) -> None:
         code = (
-            "import sys, conftest, collections, torch; from torchsnapshot.serialization import dumps;"
+            "import sys, collections, torch; from torchsnapshot.serialization import dumps;"
             "sys.stdout.buffer.write(dumps((None, collections.deque([1.5]), torch.channels_last, torch.ones(2))))"
         )
-        path = [str(pathlib.Path(__file__).parent), *sys.path]
         run = subprocess.run(
-            [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; {code}"],
+            [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"],
             capture_output=True,
             check=True,
             timeout=120,
@@ -308,12 +387,17 @@ class TestBytes:
 
 
 USERS: dict[str, tuple[Any, list[Any]]] = {
-    "dataclass": (oc.Plain(1, (np.arange(2).tolist(), None)), [oc.Plain]), "slots": (oc.Slotted(1, [2]), [oc.Slotted]),
-    "with a state": (oc.WithState([1]), [oc.WithState]), "enum": (oc.Color.RED, [oc.Color]), "list": (oc.MyList([1, 2]), [oc.MyList]),
-    "dict": (oc.MyDict(a=1, b=2), [oc.MyDict]), "named tuple": (oc.Pair(1, (2,)), [oc.Pair]), "function": (oc.a_function, [oc.a_function]),
+    "dataclass": (oc.Plain(1, (np.arange(2).tolist(), None)), [oc.Plain]),
+    "slots": (oc.Slotted(1, [2]), [oc.Slotted]),
+    "with a state": (oc.WithState([1]), [oc.WithState]),
+    "enum": (oc.Color.RED, [oc.Color]),
+    "list": (oc.MyList([1, 2]), [oc.MyList]),
+    "dict": (oc.MyDict(a=1, b=2), [oc.MyDict]),
+    "named tuple": (oc.Pair(1, (2,)), [oc.Pair]),
+    "function": (oc.a_function, [oc.a_function]),
     "with numpy beside": ((oc.Plain(1, 2), np.float32(3), collections.deque([oc.Pair(1, 2)])), [oc.Plain, oc.Pair]),
     "defaultdict of it": (collections.defaultdict(oc.MyList, a=oc.MyList([1])), [oc.MyList]),
-}  # fmt: skip
+}
 
 
 class TestUsersClasses:
@@ -418,12 +502,15 @@ class TestMalformed:
             pickled = bytearray(original["archive/data.pkl"])
             for _ in range(rng.randint(1, 3)):
                 pickled[rng.randrange(len(pickled))] = rng.randrange(256)
-            try:
-                loads(repack({**original, "archive/data.pkl": bytes(pickled)}), "0/x")
-                outcomes["read"] += 1
-            except (CorruptSnapshotError, ObjectNotAllowedError) as error:
-                assert "'0/x'" in str(error)
-                outcomes[type(error).__name__] += 1
+            with contextlib.suppress(CorruptSnapshotError, ObjectNotAllowedError):
+                outcomes["tried"] += 1
+                try:
+                    loads(repack({**original, "archive/data.pkl": bytes(pickled)}), "0/x")
+                except Exception as error:
+                    outcomes[type(error).__name__] += "'0/x'" in str(error)
+                    outcomes["errors"] += 1
+                    raise
+        assert outcomes["errors"] == outcomes["CorruptSnapshotError"] + outcomes["ObjectNotAllowedError"]
         assert outcomes["CorruptSnapshotError"] > 50
         assert outcomes["ObjectNotAllowedError"] > 20
 

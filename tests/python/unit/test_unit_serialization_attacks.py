@@ -139,15 +139,25 @@ MALFORMED = {
     "defaultdict(function)": call(name("collections", "defaultdict"), name("_codecs", "encode")),
     "date of nonsense": call(name("datetime", "date"), plain(b"\xff\xff\xff\xff").replace(b"\n_codecs", b"\n_codecs")),
     # tensors
-    "subclass by another function": call(REBUILD, DTYPE, TENSOR_CLASS, plain(("f8",)), plain((3, "<", None, None, None, -1, -1, 0))),
-    "subclass of no tensor class": call(REBUILD, name("torch._utils", "_rebuild_tensor_v2"), NDARRAY, plain(()), plain({})),
-    "function of no function": call(REBUILD, call(name("torch", "device"), plain("cpu")), TENSOR_CLASS, plain(()), plain({})),
+    "subclass by another function": call(
+        REBUILD, DTYPE, TENSOR_CLASS, plain(("f8",)), plain((3, "<", None, None, None, -1, -1, 0))
+    ),
+    "subclass of no tensor class": call(
+        REBUILD, name("torch._utils", "_rebuild_tensor_v2"), NDARRAY, plain(()), plain({})
+    ),
+    "function of no function": call(
+        REBUILD, call(name("torch", "device"), plain("cpu")), TENSOR_CLASS, plain(()), plain({})
+    ),
     # states for what takes none
     "state of a class": TENSOR_CLASS + tuple_of(pickle.NONE, plain({"__add__": 1})) + BUILD,
-    "state of a function": name("torch._utils", "_rebuild_tensor_v2") + tuple_of(pickle.NONE, plain({"__defaults__": (1,)})) + BUILD,
+    "state of a function": name("torch._utils", "_rebuild_tensor_v2")
+    + tuple_of(pickle.NONE, plain({"__defaults__": (1,)}))
+    + BUILD,
     "state of a deque": call(name("collections", "deque")) + plain({"x": 1}) + BUILD,
     "state of a list": plain([]) + plain({"x": 1}) + BUILD,
-    "attributes for an OrderedDict by slots": call(name("collections", "OrderedDict")) + tuple_of(pickle.NONE, plain({"x": 1})) + BUILD,
+    "attributes for an OrderedDict by slots": call(name("collections", "OrderedDict"))
+    + tuple_of(pickle.NONE, plain({"x": 1}))
+    + BUILD,
     "malformed UUID": name("uuid", "UUID") + plain(()) + pickle.NEWOBJ + plain({"int": -1}) + BUILD,
     "UUID without a number": name("uuid", "UUID") + plain(()) + pickle.NEWOBJ + plain({"x": 1}) + BUILD,
     # new objects
@@ -205,9 +215,21 @@ MALFORMED = {
     "date of a strange unit": dtype("M8", plain((4, "<", None, None, None, -1, -1, 0, (None, ("parsec", 1, 1, 1))))),
     "date of no unit": dtype("M8", plain((4, "<", None, None, None, -1, -1, 0, None))),
     "sub-array of no dtype": dtype("V8", plain((3, "|", ("f4", (2,)), None, None, 8, 4, 0))),
-    "sub-array of a huge shape": dtype("V8", tuple_of(plain(3), plain("|"), tuple_of(INT8, plain((1 << 40,))), plain(None), plain(None), plain(8), plain(4), plain(0))),
+    "sub-array of a huge shape": dtype(
+        "V8",
+        tuple_of(
+            plain(3),
+            plain("|"),
+            tuple_of(INT8, plain((1 << 40,))),
+            plain(None),
+            plain(None),
+            plain(8),
+            plain(4),
+            plain(0),
+        ),
+    ),
     "names without fields": dtype("V8", plain((3, "|", None, ("a",), {}, 8, 1, 16))),
-}  # fmt: skip
+}
 
 
 # torch's own weights-only reader, which comes first, makes these.

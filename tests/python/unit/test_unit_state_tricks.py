@@ -182,9 +182,11 @@ class TestDeepspeed:
         deepspeed.version = "1.2"  # type: ignore[attr-defined]
         stage3.DeepSpeedZeroOptimizer_Stage3 = Stage3  # type: ignore[attr-defined]
         for name, module in {
-            "deepspeed": deepspeed, "deepspeed.runtime": types.ModuleType("r"), "deepspeed.runtime.zero": types.ModuleType("z"),
+            "deepspeed": deepspeed,
+            "deepspeed.runtime": types.ModuleType("r"),
+            "deepspeed.runtime.zero": types.ModuleType("z"),
             "deepspeed.runtime.zero.stage3": stage3,
-        }.items():  # fmt: skip
+        }.items():
             monkeypatch.setitem(sys.modules, name, module)
         with pytest.raises(RuntimeError, match="not int"):
             patch_engine_to_use_torchsnapshot(types.SimpleNamespace(optimizer=3))
@@ -206,9 +208,12 @@ class TestDeepspeed:
         copied: list[str] = []
         optimizer = Stage3([])
         engine = types.SimpleNamespace(
-            optimizer=optimizer, config={"zero": 3}, global_rank=0, _copy_recovery_script=copied.append,
+            optimizer=optimizer,
+            config={"zero": 3},
+            global_rank=0,
+            _copy_recovery_script=copied.append,
             zero_load_from_fp32_weights=lambda: False,
-        )  # fmt: skip
+        )
         patch_engine_to_use_torchsnapshot(engine)
         engine._save_zero_checkpoint("/path", "tag")
         assert taken[0][0] == "/path"
