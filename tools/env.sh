@@ -1,5 +1,4 @@
 # Sourced by the scripts here: what they run with. The current directory is the repository's root.
-export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1  # the cache serves every checkout
 CMAKE=cmake CTEST=ctest
 if ! cmake --version >/dev/null 2>&1; then CMAKE=/usr/bin/cmake CTEST=/usr/bin/ctest; fi
 NINJA=ninja

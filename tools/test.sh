@@ -36,4 +36,5 @@ if [[ $what != cpp ]]; then
 fi
 
 "$VENV/bin/python" tools/count_tests.py "$results" || failed=1
+if ((failed)); then echo "FAILED: see above"; fi
 exit $failed

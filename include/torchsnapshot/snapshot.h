@@ -41,6 +41,11 @@ struct RestoreReport {
 /// Makes memory for a tensor that the target has none for: dense, row-major, on the CPU, writable.
 using AllocateFn = std::function<TensorView(DType dtype, const Dims& shape)>;
 
+/// Makes the face's object of an Opaque or EncodedTensor leaf whose bytes have come; it becomes the leaf's `owner`, and
+/// the bytes are dropped. `location` is the (first) object they came from. Called on the calling thread.
+using DecodeFn =
+    std::function<std::shared_ptr<void>(const std::string& path, const std::string& location, const Value& leaf)>;
+
 struct RestoreOptions {
   IoOptions io;
   /// False: a key of the app state that the snapshot lacks is reported instead of being an error.
@@ -50,6 +55,8 @@ struct RestoreOptions {
   std::vector<std::string> exact_keys;
   /// Default: memory owned by the view.
   AllocateFn allocate;
+  /// Default: the leaves keep their bytes. What it throws ends the restore before any target was written to.
+  DecodeFn decode;
   /// Called on the calling thread for each key, in the order of the app state, when its data is complete.
   std::function<void(std::size_t index, Value&& state)> on_state;
 };
@@ -57,6 +64,7 @@ struct RestoreOptions {
 struct ReadOptions {
   IoOptions io;
   AllocateFn allocate;
+  DecodeFn decode;
 };
 
 /// A handle to a snapshot. Nothing is read until needed. Thread-safe.
@@ -72,8 +80,9 @@ class Snapshot {
   static Snapshot take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options = {});
 
   /// Reads the keys of `app` back. Tensors of `app` with the saved dtype and shape are filled in place; afterwards
-  /// each tree is the saved one, with those tensors in it. Before any byte of them is written, the whole
-  /// plan has been checked against the sizes of the objects.
+  /// each tree is the saved one, with those tensors in it. Sharded entries that the target lacks are left out. Before
+  /// the first byte of a target is written, the manifest, the target and the sizes of all objects have
+  /// been checked, and everything but plain tensors has been read and decoded.
   RestoreReport restore(AppState& app, const RestoreOptions& options = {}) const;
 
   /// One entry or subtree, by its path with the rank ("0/model/weight"). Tensors of `target` are filled in place; one

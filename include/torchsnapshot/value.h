@@ -81,7 +81,7 @@ struct ShardedTensor {
   Dims shape;  ///< global
   std::vector<LocalShard> shards;
   MeshLayout layout;
-  std::shared_ptr<void> owner;  ///< the face's object, as in TensorView
+  std::shared_ptr<void> owner = nullptr;  ///< the face's object, as in TensorView
 };
 
 /// A piece of a tensor in a form that only a face can read or make.
@@ -92,14 +92,14 @@ struct EncodedPart {
 };
 
 /// A tensor that is not stored as plain elements (quantized; complex in old snapshots).
-/// To take: one part that covers the whole. From a restore: the parts as stored, and the leaf of
-/// the target (a TensorView, ShardedTensor or EncodedTensor), if it has one, for the face to fill.
+/// To take: one part that covers the whole. From a restore: the parts as stored (or what RestoreOptions::decode made of
+/// them, in `owner`), and the leaf of the target, if it has one that fits, for the face to fill.
 struct EncodedTensor {
   DType dtype = DType::kFloat32;
   Dims shape;
   std::vector<EncodedPart> parts;
   std::shared_ptr<const Value> target;
-  std::shared_ptr<void> owner;  ///< the face's object, as in TensorView
+  std::shared_ptr<void> owner = nullptr;  ///< the face's object, as in TensorView
 };
 
 /// Any other object, as the face serialized it.
@@ -107,6 +107,7 @@ struct Opaque {
   std::string serializer;  ///< "torch_save"
   std::string type_name;   ///< "builtins.tuple"; for people
   SharedBytes bytes;
+  std::shared_ptr<void> owner = nullptr;  ///< the face's object, as in TensorView
 };
 
 /// A node of the tree. Cheap to move.

@@ -1,6 +1,7 @@
 #include "errors.h"
 
 #include <string>
+#include <string_view>
 
 #include "torchsnapshot/error.h"
 
@@ -9,13 +10,19 @@ namespace nb = nanobind;
 namespace torchsnapshot::python {
 namespace {
 
+/// A message may hold any bytes: names of files, keys with lone surrogates.
+nb::object message_of(const Error& error) {
+  const std::string_view text = error.what();
+  return nb::steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace"));
+}
+
 void translate(const std::exception_ptr& pointer, void*) {
   try {
     std::rethrow_exception(pointer);
   } catch (const Error& error) {
     const std::string code(to_string(error.code()));
     nb::object exception =
-        nb::module_::import_("torchsnapshot.errors").attr("from_code")(code, error.what(), error.sys_errno());
+        nb::module_::import_("torchsnapshot.errors").attr("from_code")(code, message_of(error), error.sys_errno());
     PyErr_SetObject(exception.type().ptr(), exception.ptr());
   }
 }

@@ -28,7 +28,11 @@ nb::tuple to_tuple(const Dims& dims) {
   return nb::tuple(list);
 }
 
-/// The face's own tensor of a leaf that was restored in place, or null.
+nb::object object_of(const std::shared_ptr<void>& owner) {
+  return nb::borrow(static_cast<PyObject*>(owner.get()));
+}
+
+/// The face's own tensor of a leaf of the target, or null.
 PyObject* owner_of(const Value& leaf) {
   if (const auto* view = leaf.get_if<TensorView>()) return static_cast<PyObject*>(view->owner.get());
   if (const auto* encoded = leaf.get_if<EncodedTensor>()) return static_cast<PyObject*>(encoded->owner.get());
@@ -41,8 +45,6 @@ nb::object FromValue::convert(const std::string& path, Value value) {
   components_ = {path};
   return convert_node(value);
 }
-
-std::string FromValue::path() const { return join_components(components_); }
 
 nb::object FromValue::convert_node(Value& value) {
   if (auto* list = value.get_if<List>()) {
@@ -66,13 +68,13 @@ nb::object FromValue::convert_node(Value& value) {
     return result;
   }
   if (const auto* view = value.get_if<TensorView>()) return convert_view(*view);
-  if (const auto* encoded = value.get_if<EncodedTensor>()) return convert_encoded(*encoded);
-  if (const auto* sharded = value.get_if<ShardedTensor>()) {
-    return nb::borrow(static_cast<PyObject*>(sharded->owner.get()));
+  if (const auto* encoded = value.get_if<EncodedTensor>()) {
+    nb::object decoded = object_of(encoded->owner);
+    PyObject* const target = encoded->target ? owner_of(*encoded->target) : nullptr;
+    return target == nullptr ? decoded : nb::object(Hooks::get().fill(nb::handle(target), decoded));
   }
-  if (const auto* opaque = value.get_if<Opaque>()) {
-    return Hooks::get().deserialize(to_bytes(opaque->bytes.view()), opaque->serializer, to_str(path()), weights_only_);
-  }
+  if (const auto* sharded = value.get_if<ShardedTensor>()) return object_of(sharded->owner);
+  if (const auto* opaque = value.get_if<Opaque>()) return object_of(opaque->owner);
   if (const auto* integer = value.get_if<Integer>()) return to_int(*integer);
   if (const auto* number = value.get_if<double>()) return nb::float_(*number);
   if (const auto* truth = value.get_if<bool>()) return nb::bool_(*truth);
@@ -81,23 +83,34 @@ nb::object FromValue::convert_node(Value& value) {
 }
 
 nb::object FromValue::convert_view(const TensorView& view) {
-  nb::object tensor = nb::borrow(static_cast<PyObject*>(view.owner.get()));
+  nb::object tensor = object_of(view.owner);
   if (targets_.deferred().empty()) return tensor;
-  const auto found = targets_.deferred().find(path());
+  const auto found = targets_.deferred().find(join_components(components_));
   if (found == targets_.deferred().end()) return tensor;
   return Hooks::get().fill(nb::handle(found->second), tensor);
 }
 
-nb::object FromValue::convert_encoded(const EncodedTensor& encoded) {
-  nb::list parts;
-  for (const EncodedPart& part : encoded.parts) {
-    parts.append(nb::make_tuple(to_tuple(part.box.offsets), to_tuple(part.box.sizes), part.serializer,
-                                to_bytes(part.bytes.view())));
-  }
-  PyObject* const target = encoded.target ? owner_of(*encoded.target) : nullptr;
+std::shared_ptr<void> decode_leaf(const std::string& path, const std::string& location, const Value& leaf,
+                                  bool weights_only, ToValue& keeper) {
+  const nb::gil_scoped_acquire gil;
   const Hooks& hooks = Hooks::get();
-  return hooks.decode_tensor(hooks.torch_dtype(encoded.dtype), to_tuple(encoded.shape), parts,
-                             nb::handle(target != nullptr ? target : Py_None), to_str(path()));
+  nb::object decoded;
+  if (const auto* opaque = leaf.get_if<Opaque>()) {
+    decoded = hooks.deserialize(to_bytes(opaque->bytes.view()), opaque->serializer, to_str(path), to_str(location),
+                                weights_only);
+  } else {
+    const auto& encoded = *leaf.get_if<EncodedTensor>();
+    nb::list parts;
+    for (const EncodedPart& part : encoded.parts) {
+      parts.append(nb::make_tuple(to_tuple(part.box.offsets), to_tuple(part.box.sizes), part.serializer,
+                                  to_bytes(part.bytes.view())));
+    }
+    decoded = hooks.decode_tensor(hooks.torch_dtype(encoded.dtype), to_tuple(encoded.shape), parts, to_str(path),
+                                  to_str(location));
+  }
+  PyObject* const object = decoded.ptr();
+  keeper.keep(std::move(decoded));
+  return borrow(object);
 }
 
 TensorView allocate_tensor(DType dtype, const Dims& shape, ToValue& keeper) {

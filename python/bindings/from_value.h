@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,22 +15,25 @@ namespace torchsnapshot::python {
 /// Translates restored trees. Needs the GIL.
 class FromValue {
  public:
-  /// `targets` made the trees that were restored into, and keeps their tensors alive; it outlives this.
-  FromValue(const ToValue& targets, bool weights_only) : targets_(targets), weights_only_(weights_only) {}
+  /// `targets` made the trees that were restored into, and keeps their tensors and decoded objects alive; it outlives
+  /// this.
+  explicit FromValue(const ToValue& targets) : targets_(targets) {}
 
-  /// The Python object of `value`; `path` (encoded, "key/sub") begins the paths in messages.
+  /// The Python object of `value`, whose opaque and encoded leaves were decoded (decode_leaf); `path` (encoded,
+  /// "key/sub") is its place.
   nanobind::object convert(const std::string& path, Value value);
 
  private:
   nanobind::object convert_node(Value& value);
   nanobind::object convert_view(const TensorView& view);
-  nanobind::object convert_encoded(const EncodedTensor& encoded);
-  [[nodiscard]] std::string path() const;
 
   const ToValue& targets_;
-  bool weights_only_;
   std::vector<std::string> components_;  // encoded
 };
+
+/// The engine's DecodeFn: the Python object of an Opaque or EncodedTensor leaf, kept alive by `keeper`. Takes the GIL.
+std::shared_ptr<void> decode_leaf(const std::string& path, const std::string& location, const Value& leaf,
+                                  bool weights_only, ToValue& keeper);
 
 /// Makes torch tensors for restored data that has no target; they are kept alive by `keeper`. Takes the GIL.
 TensorView allocate_tensor(DType dtype, const Dims& shape, ToValue& keeper);

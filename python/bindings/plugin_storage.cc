@@ -1,5 +1,7 @@
 #include "plugin_storage.h"
 
+#include <nanobind/stl/string.h>
+
 #include <cstring>
 #include <mutex>
 #include <utility>
@@ -8,6 +10,7 @@
 #include "core/path_codec.h"
 #include "text.h"
 #include "torchsnapshot/error.h"
+#include "torchsnapshot/manifest.h"
 
 namespace nb = nanobind;
 
@@ -114,8 +117,14 @@ class PluginStorage final : public Storage {
       result = bridge_->get().attr("read")(to_str(location), nb::none(), nb::none());
     } catch (nb::python_error& error) {
       // What "not there" looks like to a plugin; the engine has to know it from failures.
-      if (!error.matches(PyExc_FileNotFoundError) && !error.matches(PyExc_KeyError)) throw;
-      throw Error(ErrorCode::kNotFound, url_ + "/" + location + ": not found");
+      if (error.matches(PyExc_FileNotFoundError) || error.matches(PyExc_KeyError)) {
+        throw Error(ErrorCode::kNotFound, url_ + "/" + location + ": not found");
+      }
+      // What a failure to read the metadata means is for the engine to say; any other passes through.
+      if (location != kMetadataName) throw;
+      const std::string text = nb::cast<std::string>(nb::str(error.value()));
+      const std::string type = nb::cast<std::string>(error.type().attr("__name__"));
+      throw Error(ErrorCode::kIo, url_ + "/" + location + ": " + type + ": " + text);
     }
     const nb::object bytes = nb::steal(PyBytes_FromObject(result.ptr()));
     if (!bytes.is_valid()) nb::raise_python_error();

@@ -97,6 +97,15 @@ Snapshot take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyT
   return Snapshot::take(std::move(storage), state, options);
 }
 
+/// How the engine makes Python's objects; `Options` is RestoreOptions or ReadOptions.
+template <typename Options>
+void set_factories(Options& options, ToValue& keeper, bool weights_only) {
+  options.allocate = [&keeper](DType dtype, const Dims& shape) { return allocate_tensor(dtype, shape, keeper); };
+  options.decode = [&keeper, weights_only](const std::string& path, const std::string& location, const Value& leaf) {
+    return decode_leaf(path, location, leaf, weights_only, keeper);
+  };
+}
+
 /// Restores into the state dicts of `app`. `on_state(index, state_dict)` is called for each key when its data is
 /// complete.
 nb::tuple restore(const Snapshot& snapshot, const PyAppState& app, bool strict, const std::vector<bool>& exact,
@@ -112,10 +121,10 @@ nb::tuple restore(const Snapshot& snapshot, const PyAppState& app, bool strict, 
   }
   options.io = io.to_engine();
   options.strict = strict;
-  options.allocate = [&values](DType dtype, const Dims& shape) { return allocate_tensor(dtype, shape, values); };
+  set_factories(options, values, weights_only);
   options.on_state = [&](std::size_t index, Value&& value) {
     const nb::gil_scoped_acquire gil;
-    FromValue translate(values, weights_only);
+    FromValue translate(values);
     on_state(index, translate.convert(encode_component(state[index].first), std::move(value)));
   };
   RestoreReport report;
@@ -142,13 +151,13 @@ nb::object read_object(const Snapshot& snapshot, const nb::str& py_path, const n
   if (!target.is_none()) wanted = values.to_fill_at(inner, target);
   ReadOptions options;
   options.io = io.to_engine();
-  options.allocate = [&values](DType dtype, const Dims& shape) { return allocate_tensor(dtype, shape, values); };
+  set_factories(options, values, weights_only);
   std::optional<Value> result;
   {
     const nb::gil_scoped_release release;
     result = snapshot.read_object(path, wanted ? &*wanted : nullptr, options);
   }
-  return FromValue(values, weights_only).convert(inner, *std::move(result));
+  return FromValue(values).convert(inner, *std::move(result));
 }
 
 nb::object read_state(const Snapshot& snapshot, const nb::str& py_key, std::int64_t rank, bool weights_only,
@@ -157,13 +166,13 @@ nb::object read_state(const Snapshot& snapshot, const nb::str& py_key, std::int6
   ToValue values{nb::none()};
   ReadOptions options;
   options.io = io.to_engine();
-  options.allocate = [&values](DType dtype, const Dims& shape) { return allocate_tensor(dtype, shape, values); };
+  set_factories(options, values, weights_only);
   std::optional<Value> result;
   {
     const nb::gil_scoped_release release;
     result = snapshot.read_state(key, rank, options);
   }
-  return FromValue(values, weights_only).convert(encode_component(key), *std::move(result));
+  return FromValue(values).convert(encode_component(key), *std::move(result));
 }
 
 nb::tuple metadata(const Snapshot& snapshot) {

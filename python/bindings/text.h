@@ -32,6 +32,8 @@ inline std::string join_components(const std::vector<std::string>& components) {
   return path;
 }
 
-inline nanobind::bytes to_bytes(std::string_view data) { return nanobind::bytes(data.data(), data.size()); }
+inline nanobind::bytes to_bytes(std::string_view data) {
+  return nanobind::bytes(data.data(), data.size());
+}
 
 }  // namespace torchsnapshot::python

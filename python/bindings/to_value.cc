@@ -109,7 +109,9 @@ Value ToValue::convert_root(const std::string& path, Purpose purpose, nb::handle
   return convert(object.ptr(), 0);
 }
 
-std::string ToValue::path() const { return join_components(components_); }
+std::string ToValue::path() const {
+  return join_components(components_);
+}
 
 Value ToValue::convert(PyObject* object, int depth) {
   if (depth > kMaxDepth) {

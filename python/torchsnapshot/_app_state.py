@@ -6,13 +6,15 @@ They are called with the GIL held, :func:`to_host` and :func:`to_device` by engi
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable, Optional
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import serialization
-from .errors import TypeMismatchError, UnsupportedError
+from .errors import CorruptSnapshotError, TypeMismatchError, UnsupportedError
 
 PrepareFn = Callable[[str, torch.Tensor, bool], torch.Tensor]
 # data_ptr, dtype, shape, strides, on the CPU
@@ -97,25 +99,33 @@ def decode_tensor(
     dtype: torch.dtype,
     shape: tuple[int, ...],
     parts: list[tuple[tuple[int, ...], tuple[int, ...], str, bytes]],
-    target: Optional[torch.Tensor],
     path: str,
+    location: str,
 ) -> torch.Tensor:
-    """The tensor that is stored in encoded parts ``(offsets, sizes, serializer, bytes)``; in `target` if it can be."""
-    name = str(dtype)
-    decoded = [
-        (offsets, serialization.decode_tensor(serializer, data, name, sizes, path))
-        for offsets, sizes, serializer, data in parts
-    ]
+    """The tensor that is stored in encoded parts ``(offsets, sizes, serializer, bytes)``, as a new one."""
+    with _naming_object(location):
+        decoded = [
+            (offsets, serialization.decode_tensor(serializer, data, str(dtype), sizes, path))
+            for offsets, sizes, serializer, data in parts
+        ]
     if len(decoded) == 1 and tuple(decoded[0][1].shape) == shape:
-        result = decoded[0][1]
-    else:
-        result = torch.empty(shape, dtype=dtype)
-        for offsets, part in decoded:
-            region = result
-            for dim, (offset, size) in enumerate(zip(offsets, part.shape)):
-                region = region.narrow(dim, offset, size)
-            region.copy_(part)
-    return result if target is None else fill(target, result)
+        return decoded[0][1]
+    result = torch.empty(shape, dtype=dtype)
+    for offsets, part in decoded:
+        region = result
+        for dim, (offset, size) in enumerate(zip(offsets, part.shape)):
+            region = region.narrow(dim, offset, size)
+        region.copy_(part)
+    return result
+
+
+@contextmanager
+def _naming_object(location: str) -> Iterator[None]:
+    """Adds the object that the bytes came from to the error that they are malformed."""
+    try:
+        yield
+    except CorruptSnapshotError as error:
+        raise CorruptSnapshotError(f"{error} (object '{location}')") from error
 
 
 def fill(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -149,11 +159,12 @@ def serialize(obj: object, path: str) -> tuple[str, bytes]:
         ) from error
 
 
-def deserialize(data: bytes, serializer: str, path: str, weights_only: bool) -> object:
+def deserialize(data: bytes, serializer: str, path: str, location: str, weights_only: bool) -> object:
     """The inverse of :func:`serialize`."""
     if serializer != "torch_save":
         raise UnsupportedError(f"entry '{path}' has the unknown serializer '{serializer}'")
-    return serialization.loads(data, path, weights_only=weights_only)
+    with _naming_object(location):
+        return serialization.loads(data, path, weights_only=weights_only)
 
 
 def allocate(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class RestoreReport:
 
     #: in the target, but not in the snapshot: left as they were
     missing: List[str] = field(default_factory=list)  # noqa: UP006
-    #: in the snapshot, but not in the target: handed to ``load_state_dict`` as new objects
+    #: in the snapshot, but not in the target: handed to ``load_state_dict`` as new objects (sharded tensors are left out)
     unexpected: List[str] = field(default_factory=list)  # noqa: UP006
     #: of another kind, dtype or shape than in the snapshot: the saved value was handed to ``load_state_dict``
     mismatched: List[str] = field(default_factory=list)  # noqa: UP006
@@ -155,6 +156,7 @@ class Snapshot:
             exact = [isinstance(stateful, torch.nn.Module) for _, stateful in statefuls]
 
             def load(index: int, state_dict: Any) -> None:
+                _keep_metadata(targets[index][1], state_dict)
                 _load(statefuls[index][1], state_dict, strict)
 
             report = self._core_snapshot().restore(targets, strict, exact, weights_only, load, io)
@@ -296,7 +298,7 @@ def _rng_unchanged(app_state: AppState) -> Iterator[Optional[Dict[str, Any]]]:  
 def _replicated_globs(replicated: Optional[List[str]], app_state: AppState) -> List[str]:  # noqa: UP006
     """The caller's globs, and those of what DistributedDataParallel keeps equal on all ranks."""
     if replicated is not None and (
-        isinstance(replicated, str) or not all(isinstance(glob, str) for glob in replicated)
+        not isinstance(replicated, (list, tuple, set)) or not all(isinstance(glob, str) for glob in replicated)
     ):
         raise TypeMismatchError(f"replicated must be a list of globs, not {replicated!r}")
     globs = list(replicated or [])
@@ -318,6 +320,14 @@ def _take_options(globs: List[str]) -> _core.TakeOptions:  # noqa: UP006
     options.slab_bytes = knobs.get_slab_size_threshold_bytes()
     options.batching = not knobs.is_batching_disabled()
     return options
+
+
+def _keep_metadata(target: Any, state_dict: Any) -> None:
+    """A module's state dict carries the versions of its modules' formats, which no snapshot holds: without them
+    quantized modules can't load theirs. If the keys are the same, so are the formats."""
+    metadata = getattr(target, "_metadata", None)
+    if metadata is not None and isinstance(state_dict, OrderedDict) and state_dict.keys() == target.keys():
+        state_dict._metadata = metadata  # type: ignore[attr-defined]
 
 
 def _load(stateful: Stateful, state_dict: Any, strict: bool) -> None:

@@ -9,8 +9,8 @@
 
 namespace torchsnapshot {
 
-/// Adds up bytes and calls the observer, one call at a time, at most ten times a second. The observer outlives the meter.
-/// Thread-safe.
+/// Adds up bytes and calls the observer, one call at a time, at most ten times a second. The observer outlives the
+/// meter. Thread-safe.
 class ProgressMeter {
  public:
   ProgressMeter(std::uint64_t total, const ProgressFn& observer) : total_(total), observer_(observer) {}

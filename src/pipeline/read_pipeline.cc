@@ -27,8 +27,9 @@ constexpr std::uint64_t kMaxGapBytes = 64ULL << 10;
   message += need.size ? "exactly " + std::to_string(*need.size)
                        : "its bytes [" + std::to_string(need.range.begin) + ", " + std::to_string(need.range.end) + ")";
   if (need.dtype == DType::kBFloat16 && need.range.end == actual + 2) {
-    message += "; the original torchsnapshot stores bfloat16 tensors with an odd number of elements without the last one, "
-               "which can't be recovered";
+    message +=
+        "; the original torchsnapshot stores bfloat16 tensors with an odd number of elements without the last one, "
+        "which can't be recovered";
   } else {
     message += "; the snapshot is truncated or was changed after it was taken";
   }
@@ -133,7 +134,8 @@ std::map<std::string, std::uint64_t> check_objects(const std::vector<ObjectNeed>
   std::map<std::string, std::uint64_t> known;
   for (std::size_t i = 0; i < needs.size(); ++i) {
     if (!sizes[i]) continue;
-    if (*sizes[i] < needs[i].range.end || (needs[i].size && *sizes[i] != *needs[i].size)) fail_size(needs[i], *sizes[i]);
+    if (*sizes[i] < needs[i].range.end || (needs[i].size && *sizes[i] != *needs[i].size))
+      fail_size(needs[i], *sizes[i]);
     known.emplace(needs[i].location, *sizes[i]);
   }
   return known;

@@ -104,8 +104,8 @@ void ReadPlanner::require(const std::string& path, const std::vector<ShardEntry>
     const ByteRange stored = stored_range(tensor);
     if (stored.end < stored.begin || stored.size() != bytes) {
       throw Error(ErrorCode::kCorrupt, "entry '" + path + "': byte range [" + std::to_string(stored.begin) + ", " +
-                                           std::to_string(stored.end) + ") of object '" + tensor.location + "' is not " +
-                                           std::to_string(bytes) + " bytes, as dtype and shape demand");
+                                           std::to_string(stored.end) + ") of object '" + tensor.location +
+                                           "' is not " + std::to_string(bytes) + " bytes, as dtype and shape demand");
     }
     need(path, tensor.location, stored, tensor.byte_range ? std::nullopt : std::optional(bytes), tensor.dtype);
   }

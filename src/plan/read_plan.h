@@ -56,8 +56,8 @@ struct ReadPlan {
 /// memory is made; then the memory it goes to. Calls may come in any order.
 class ReadPlanner {
  public:
-  /// `box` of the tensor that is stored in `pieces` will be wanted. Throws Error(kCorrupt) when a piece's byte range does not
-  /// have the size of its shape, an encoded piece is met, or the pieces do not cover the box.
+  /// `box` of the tensor that is stored in `pieces` will be wanted. Throws Error(kCorrupt) when a piece's byte range
+  /// does not have the size of its shape, an encoded piece is met, or the pieces do not cover the box.
   void require(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box);
   /// The bytes of a blob will be wanted.
   void require(const BlobRead& blob);

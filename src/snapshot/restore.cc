@@ -17,12 +17,16 @@ namespace {
 
 constexpr std::size_t kNearMisses = 3;
 
-/// ", did you mean 'a', 'b'?" or nothing.
+/// "; did you mean 'a', 'b'?" or nothing. A path that is right but for its escapes is the likeliest miss.
 std::string suggestion(std::string_view wanted, const std::vector<std::string>& candidates) {
-  std::string text;
-  for (const std::string& miss : near_misses(wanted, candidates, kNearMisses)) {
-    text += (text.empty() ? "; did you mean '" : "', '") + miss;
+  std::vector<std::string> nearest;
+  const std::string decoded = decode_component(wanted);
+  for (const std::string& candidate : candidates) {
+    if (decode_component(candidate) == decoded) nearest.push_back(candidate);
   }
+  if (nearest.empty()) nearest = near_misses(wanted, candidates, kNearMisses);
+  std::string text;
+  for (const std::string& miss : nearest) text += (text.empty() ? "; did you mean '" : "', '") + miss;
   return text.empty() ? text : text + "'?";
 }
 
@@ -57,7 +61,7 @@ RestoreReport Snapshot::restore(AppState& app, const RestoreOptions& options) co
   const RankView view(*saved, 0);
   const auto groups = entries_by_key(view);
   RestoreReport report;
-  StateReader reader(options.allocate);
+  StateReader reader(options.allocate, options.decode);
   std::vector<std::pair<std::size_t, std::size_t>> planned;  // index in the app state, in the reader
   for (std::size_t i = 0; i < app.size(); ++i) {
     const auto& [key, target] = app[i];
@@ -105,7 +109,7 @@ Value Snapshot::read_object(const std::string& path, const Value* target, const 
     throw Error(ErrorCode::kEntryNotFound,
                 "the snapshot at " + storage_->url() + " has no entry '" + path + "'" + suggestion(path, candidates));
   }
-  StateReader reader(options.allocate);
+  StateReader reader(options.allocate, options.decode);
   const std::size_t tree = reader.add(std::string(inner), entries, target, true, nullptr);
   try {
     reader.read(*storage_, options.io);
@@ -122,7 +126,7 @@ Value Snapshot::read_state(const std::string& key, std::int64_t rank, const Read
   const std::string path = encode_component(key);
   const auto group = groups.find(path);
   if (group == groups.end()) fail_missing_key(*storage_, key, groups);
-  StateReader reader(options.allocate);
+  StateReader reader(options.allocate, options.decode);
   const std::size_t tree = reader.add(path, group->second, nullptr, false, nullptr);
   try {
     reader.read(*storage_, options.io);

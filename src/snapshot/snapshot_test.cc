@@ -251,6 +251,77 @@ TEST(Snapshot, CancelledTakesLeaveNothing) {
   EXPECT_THAT(storage->list(""), IsEmpty());
 }
 
+TEST(Snapshot, WhatCanNotBeDecodedLeavesTheTargetAlone) {
+  const auto storage = fresh_storage();
+  Snapshot::take(storage, State(4).app);
+  State target(0);
+  RestoreOptions options;
+  options.decode = [&](const std::string& path, const std::string& location,
+                       const Value& leaf) -> std::shared_ptr<void> {
+    EXPECT_EQ(path, "pro%2Fgress/object");
+    EXPECT_THAT(location, testing::StartsWith("data/"));
+    EXPECT_EQ(leaf.get_if<Opaque>()->bytes.view(), "pickled4");
+    throw Error(ErrorCode::kCorrupt, "no pickle");
+  };
+  EXPECT_THAT(error_of([&] { (void)Snapshot(storage).restore(target.app, options); }), HasSubstr("no pickle"));
+  EXPECT_EQ(target.weight, State(0).weight);
+
+  const auto decoded = std::make_shared<int>(7);
+  options.decode = [&](const std::string&, const std::string&, const Value&) { return decoded; };
+  Snapshot(storage).restore(target.app, options);
+  EXPECT_EQ(target.at(1, "object").get_if<Opaque>()->owner, decoded);
+  EXPECT_EQ(target.weight, State(4).weight);
+}
+
+TEST(Snapshot, ATargetWhoseElementsShareMemoryIsNotWrittenTo) {
+  const auto storage = fresh_storage();
+  const State saved(4);
+  Snapshot::take(storage, saved.app);
+  std::vector<float> row(30, -1.0F);
+  TensorView expanded = TensorView::dense(row.data(), DType::kFloat32, {20, 30});
+  expanded.strides = {0, 1};
+  AppState target{{"model", Dict{.items = {{"w", expanded}}}}};
+  Snapshot(storage).restore(target);
+  EXPECT_EQ(row, std::vector<float>(30, -1.0F));
+  const auto* fresh = target[0].second.get_if<Dict>()->find("w")->get_if<TensorView>();
+  EXPECT_EQ(std::memcmp(fresh->data, saved.weight.data(), 600 * sizeof(float)), 0);
+
+  target = AppState{{"model", Dict{.items = {{"w", expanded}}}}};
+  RestoreOptions options;
+  options.exact_keys = {"model"};
+  EXPECT_THAT(error_of([&] { (void)Snapshot(storage).restore(target, options); }), HasSubstr("share memory"));
+}
+
+TEST(Snapshot, ShardedTensorsGoIntoAnyTargetAndAreLeftOutWithoutOne) {
+  const auto storage = fresh_storage();
+  std::vector<float> memory(60);
+  std::iota(memory.begin(), memory.end(), 0.0F);
+  ShardedTensor saved{.dtype = DType::kFloat32, .shape = {10, 6}, .shards = {}, .layout = {}, .owner = nullptr};
+  saved.shards.push_back({Box{{0, 0}, {4, 6}}, TensorView::dense(memory.data(), DType::kFloat32, {4, 6})});
+  saved.shards.push_back({Box{{4, 0}, {6, 6}}, TensorView::dense(memory.data() + 24, DType::kFloat32, {6, 6})});
+  Snapshot::take(storage, {{"s", Dict{.items = {{"w", saved}, {"n", Integer(1)}}}}});
+
+  std::vector<float> whole(60);
+  AppState plain{{"s", Dict{.items = {{"w", TensorView::dense(whole.data(), DType::kFloat32, {10, 6})}}}}};
+  Snapshot(storage).restore(plain);
+  EXPECT_EQ(whole, memory);
+
+  std::vector<float> column(10);
+  ShardedTensor by_column{.dtype = DType::kFloat32, .shape = {10, 6}, .shards = {}, .layout = {}, .owner = nullptr};
+  by_column.shards.push_back({Box{{0, 3}, {10, 1}}, TensorView::dense(column.data(), DType::kFloat32, {10, 1})});
+  AppState columns{{"s", Dict{.items = {{"w", by_column}}}}};
+  Snapshot(storage).restore(columns);
+  for (std::size_t i = 0; i < 10; ++i) EXPECT_EQ(column[i], static_cast<float>(6 * i + 3));
+
+  AppState without{{"s", Dict{}}};
+  const RestoreReport report = Snapshot(storage).restore(without);
+  EXPECT_THAT(report.unexpected, ElementsAre("s/w", "s/n"));
+  EXPECT_EQ(without[0].second.get_if<Dict>()->find("w"), nullptr);
+  EXPECT_NE(without[0].second.get_if<Dict>()->find("n"), nullptr);
+  const Value all = Snapshot(storage).read_object("0/s/w");
+  EXPECT_EQ(std::memcmp(all.get_if<TensorView>()->data, memory.data(), 240), 0);
+}
+
 TEST(Snapshot, StatesAreDeliveredInTheOrderOfTheAppState) {
   const auto storage = fresh_storage();
   Snapshot::take(storage, State(4).app);

@@ -1,8 +1,10 @@
 #include "snapshot/state_reader.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <unordered_map>
+#include <unordered_set>
 #include <variant>
 
 #include "core/path_codec.h"
@@ -27,6 +29,21 @@ std::string describe(const std::optional<TensorType>& type) {
   text += " [";
   for (std::size_t d = 0; d < type->shape.size(); ++d) text += (d == 0 ? "" : ", ") + std::to_string(type->shape[d]);
   return text + "]";
+}
+
+bool is_encoded(const std::vector<ShardEntry>& pieces) {
+  return std::any_of(pieces.begin(), pieces.end(),
+                     [](const ShardEntry& piece) { return piece.tensor.serializer != kBufferProtocol; });
+}
+
+/// True when the engine can write to every piece of the target's memory.
+bool is_writable(const Value& target) {
+  if (const auto* view = target.get_if<TensorView>()) return has_distinct_elements(*view);
+  if (const auto* sharded = target.get_if<ShardedTensor>()) {
+    return std::all_of(sharded->shards.begin(), sharded->shards.end(),
+                       [](const LocalShard& shard) { return has_distinct_elements(shard.view); });
+  }
+  return true;
 }
 
 FlatContainer to_container(const std::string& path, const Entry& entry) {
@@ -60,6 +77,21 @@ std::optional<TensorType> tensor_type(const Entry& entry) {
   return std::nullopt;
 }
 
+bool has_distinct_elements(const TensorView& view) {
+  std::vector<std::pair<std::int64_t, std::int64_t>> dims;  // stride, size
+  for (std::size_t d = 0; d < view.shape.size(); ++d) {
+    if (view.shape[d] == 0) return true;
+    if (view.shape[d] > 1) dims.emplace_back(std::abs(view.strides[d]), view.shape[d]);
+  }
+  std::sort(dims.begin(), dims.end());
+  std::int64_t reach = 0;  // the last element that the smaller strides can step to
+  for (const auto& [stride, size] : dims) {
+    if (stride <= reach) return false;
+    reach += stride * (size - 1);
+  }
+  return true;
+}
+
 std::unordered_map<std::string_view, std::vector<const ViewEntry*>> entries_by_key(const RankView& view) {
   std::unordered_map<std::string_view, std::vector<const ViewEntry*>> groups;
   for (const ViewEntry& entry : view.entries()) {
@@ -69,8 +101,8 @@ std::unordered_map<std::string_view, std::vector<const ViewEntry*>> entries_by_k
   return groups;
 }
 
-StateReader::StateReader(AllocateFn allocate)
-    : allocate_(allocate ? std::move(allocate) : AllocateFn(allocate_owned)) {}
+StateReader::StateReader(AllocateFn allocate, DecodeFn decode)
+    : allocate_(allocate ? std::move(allocate) : AllocateFn(allocate_owned)), decode_(std::move(decode)) {}
 
 std::size_t StateReader::add(const std::string& path, const std::vector<const ViewEntry*>& entries, const Value* target,
                              bool exact, RestoreReport* report) {
@@ -81,116 +113,196 @@ std::size_t StateReader::add(const std::string& path, const std::vector<const Vi
     targets.reserve(flat_target.leaves.size());
     for (const FlatLeaf& leaf : flat_target.leaves) targets.emplace(leaf.path, leaf.value);
   }
-
-  Planning planning{.tree = trees_.size(), .report = report, .misfits = {}};
-  PendingTree& tree = trees_.emplace_back(PendingTree{.path = path, .containers = {}, .leaves = {}});
+  std::vector<FlatContainer> containers;
+  std::unordered_map<std::string_view, std::size_t> dicts;  // index into containers
   for (const ViewEntry* item : entries) {
-    if (is_container(*item->entry)) {
-      tree.containers.push_back(to_container(item->path, *item->entry));
-      continue;
-    }
-    const Value* leaf_target = nullptr;
-    if (const auto found = targets.find(item->path); found != targets.end()) {
-      leaf_target = found->second;
+    if (!is_container(*item->entry)) continue;
+    if (std::holds_alternative<DictEntry>(*item->entry)) dicts.emplace(item->path, containers.size());
+    containers.push_back(to_container(item->path, *item->entry));
+  }
+
+  std::vector<Leaf> leaves;
+  std::vector<std::string> paths;
+  std::vector<std::string> misfits;  // tensors of the target that can't be filled, with the reason
+  std::map<std::size_t, std::unordered_set<std::string_view>> left_out;  // children of dicts
+  for (const ViewEntry* item : entries) {
+    if (is_container(*item->entry)) continue;
+    const auto found = targets.find(item->path);
+    const Value* leaf_target = found == targets.end() ? nullptr : found->second;
+    if (leaf_target != nullptr) {
       targets.erase(found);
-    } else if (target != nullptr && report != nullptr) {
-      report->unexpected.push_back(item->path);
+    } else if (target != nullptr) {
+      if (report != nullptr) report->unexpected.push_back(item->path);
+      // A target that shards otherwise, or not at all, has no use for it (docs/format.md, "Ranks").
+      const auto parent = dicts.find(parent_path(item->path));
+      if (std::holds_alternative<ShardedTensorEntry>(*item->entry) && parent != dicts.end()) {
+        left_out[parent->second].insert(last_component(item->path));
+        continue;
+      }
     }
-    tree.leaves.emplace_back(item->path, plan_leaf(item->path, *item->entry, leaf_target, planning));
+    if (leaf_target != nullptr) {
+      const auto saved = tensor_type(*item->entry);
+      const auto wanted = tensor_type(*leaf_target);
+      if (saved != wanted) {
+        if (report != nullptr) report->mismatched.push_back(item->path);
+        if (wanted) {
+          misfits.push_back("'" + item->path + "': saved " + describe(saved) + ", target " + describe(wanted));
+        }
+        leaf_target = nullptr;
+      } else if (!is_writable(*leaf_target)) {
+        misfits.push_back("'" + item->path + "': elements of the target share memory (an expanded tensor?)");
+        leaf_target = nullptr;
+      }
+    }
+    paths.push_back(item->path);
+    leaves.push_back({.path = item->path, .entry = item->entry, .target = leaf_target, .value = false});
   }
   if (report != nullptr) {
     for (const FlatLeaf& leaf : flat_target.leaves) {
       if (targets.contains(leaf.path)) report->missing.push_back(leaf.path);
     }
   }
-  if (exact && !planning.misfits.empty()) {
+  if (exact && !misfits.empty()) {
     std::string message = "'" + path + "' can't take what was saved; nothing was changed:";
-    for (const std::string& misfit : planning.misfits) message += "\n  " + misfit;
+    for (const std::string& misfit : misfits) message += "\n  " + misfit;
     throw Error(ErrorCode::kMismatch, message);
   }
-  return planning.tree;
+  for (const auto& [index, names] : left_out) {
+    std::erase_if(containers[index].keys,
+                  [&names = names](const Key& key) { return names.contains(encode_component(key.text)); });
+  }
+
+  const std::size_t tree = trees_.size();
+  trees_.push_back({.inflater = Inflater(path, std::move(containers), paths), .leaves = std::move(leaves)});
+  for (std::size_t i = 0; i < trees_[tree].leaves.size(); ++i) require(trees_[tree].leaves[i], tree, i);
+  return tree;
 }
 
-Value StateReader::plan_leaf(const std::string& path, const Entry& entry, const Value* target, Planning& planning) {
-  const std::optional<TensorType> saved = tensor_type(entry);
-  const std::optional<TensorType> wanted = target == nullptr ? std::nullopt : tensor_type(*target);
-  if (target != nullptr && saved != wanted) {
-    if (planning.report != nullptr) planning.report->mismatched.push_back(path);
-    if (wanted) planning.misfits.push_back("'" + path + "': saved " + describe(saved) + ", target " + describe(wanted));
-    target = nullptr;
-  }
-  if (saved) return plan_tensor(path, entry, target, planning);
-  if (const auto* primitive = std::get_if<PrimitiveEntry>(&entry)) {
+void StateReader::require(Leaf& leaf, std::size_t tree, std::size_t index) {
+  if (const auto* primitive = std::get_if<PrimitiveEntry>(leaf.entry)) {
     try {
-      return primitive_value(*primitive);
+      leaf.value = primitive_value(*primitive);
     } catch (const Error& error) {
-      throw error.with_context("entry '" + path + "'");
+      throw error.with_context("entry '" + leaf.path + "'");
     }
+    return;
   }
-  const auto& object = std::get<ObjectEntry>(entry);
-  want_blob(path, object.location, std::nullopt, 0, planning);
-  return Opaque{.serializer = object.serializer, .type_name = object.obj_type, .bytes = {}};
-}
-
-Value StateReader::plan_tensor(const std::string& path, const Entry& entry, const Value* target, Planning& planning) {
-  const TensorType saved = *tensor_type(entry);
-  const std::vector<ShardEntry> pieces = stored_pieces(entry);
-  const bool encoded = std::any_of(pieces.begin(), pieces.end(),
-                                   [](const ShardEntry& piece) { return piece.tensor.serializer != kBufferProtocol; });
-  if (encoded) {
-    EncodedTensor result{.dtype = saved.dtype, .shape = saved.shape, .parts = {}, .target = nullptr, .owner = nullptr};
+  if (const auto* object = std::get_if<ObjectEntry>(leaf.entry)) {
+    leaf.value = Opaque{.serializer = object->serializer, .type_name = object->obj_type, .bytes = {}, .owner = nullptr};
+    want_blob(leaf, object->location, std::nullopt, {.blob = 0, .tree = tree, .leaf = index, .part = 0});
+    return;
+  }
+  const TensorType saved = *tensor_type(*leaf.entry);
+  const std::vector<ShardEntry> pieces = stored_pieces(*leaf.entry);
+  if (is_encoded(pieces)) {
+    EncodedTensor encoded{.dtype = saved.dtype, .shape = saved.shape, .parts = {}, .target = nullptr, .owner = nullptr};
+    if (leaf.target != nullptr) encoded.target = std::make_shared<const Value>(*leaf.target);
     for (const ShardEntry& piece : pieces) {
-      want_blob(path, piece.tensor.location, piece.tensor.byte_range, result.parts.size(), planning);
-      result.parts.push_back({.box = piece.box, .serializer = piece.tensor.serializer, .bytes = {}});
+      want_blob(leaf, piece.tensor.location, piece.tensor.byte_range,
+                {.blob = 0, .tree = tree, .leaf = index, .part = encoded.parts.size()});
+      encoded.parts.push_back({.box = piece.box, .serializer = piece.tensor.serializer, .bytes = {}});
     }
-    if (target != nullptr) result.target = std::make_shared<const Value>(*target);
-    return result;
+    leaf.value = std::move(encoded);
+    return;
   }
-  if (target != nullptr) {
-    if (const auto* sharded = target->get_if<ShardedTensor>()) {
-      for (const LocalShard& shard : sharded->shards) planner_.add(path, pieces, shard.box, shard.view);
-      return *target;
-    }
-    if (const auto* view = target->get_if<TensorView>()) {
-      planner_.add(path, pieces, Box::whole(saved.shape), *view);
-      return *target;
-    }
+  const auto* sharded = leaf.target == nullptr ? nullptr : leaf.target->get_if<ShardedTensor>();
+  if (sharded == nullptr) {
+    planner_.require(leaf.path, pieces, Box::whole(saved.shape));
+  } else {
+    for (const LocalShard& shard : sharded->shards) planner_.require(leaf.path, pieces, shard.box);
   }
-  TensorView fresh = allocate_(saved.dtype, saved.shape);
-  planner_.add(path, pieces, Box::whole(saved.shape), fresh);
-  return fresh;
 }
 
-void StateReader::want_blob(const std::string& path, const std::string& location, std::optional<ByteRange> range,
-                            std::size_t part, const Planning& planning) {
+void StateReader::want_blob(const Leaf& leaf, const std::string& location, std::optional<ByteRange> range,
+                            PendingBlob pending) {
   // Equal objects share one location (None, for example): read it once.
-  const auto begin = range ? std::optional(range->begin) : std::nullopt;
+  const std::uint64_t begin = range ? range->begin : UINT64_MAX;
   const auto [found, is_new] = blob_index_.try_emplace({location, begin}, blobs_.size());
-  if (is_new) {
-    blobs_.push_back({.path = path, .location = location, .range = range});
-  } else if (blobs_[found->second].range != range) {
+  if (is_new || blobs_[found->second].range != range) {
     found->second = blobs_.size();
-    blobs_.push_back({.path = path, .location = location, .range = range});
+    blobs_.push_back({.path = leaf.path, .location = location, .range = range});
+    planner_.require(blobs_.back());
   }
-  pending_blobs_.push_back(
-      {.blob = found->second, .tree = planning.tree, .leaf = trees_[planning.tree].leaves.size(), .part = part});
+  pending.blob = found->second;
+  pending_blobs_.push_back(pending);
 }
 
 void StateReader::read(Storage& storage, const IoOptions& io) {
-  const std::vector<SharedBytes> bytes = run_reads(planner_.build(), blobs_, storage, io);
+  const auto sizes = check_objects(planner_.needs(), storage, io.stop);
+  std::uint64_t total = 0;
+  for (const BlobRead& blob : blobs_) {
+    const auto size = sizes.find(blob.location);
+    total += blob.range ? blob.range->size() : size == sizes.end() ? 0 : size->second;
+  }
+  for (const Tree& tree : trees_) {
+    for (const Leaf& leaf : tree.leaves) {
+      const auto type = tensor_type(*leaf.entry);
+      if (type && !leaf.value.get_if<EncodedTensor>()) total += dense_bytes(type->dtype, type->shape);
+    }
+  }
+  ProgressMeter meter(total, io.on_progress);
+  place_blobs(run_blob_reads(blobs_, sizes, storage, io, meter));
+  plan_tensors();
+  try {
+    run_reads(planner_.build(), storage, io, meter);
+  } catch (const Error& error) {
+    // Everything that can be checked was, so this is rare: the storage failed half-way.
+    throw error.with_context("tensors of the target may hold a mixture of old and restored values");
+  }
+  meter.finish();
+}
+
+void StateReader::place_blobs(const std::vector<SharedBytes>& bytes) {
   for (const PendingBlob& pending : pending_blobs_) {
-    Value& leaf = trees_[pending.tree].leaves[pending.leaf].second;
-    if (auto* opaque = leaf.get_if<Opaque>()) {
+    Value& value = trees_[pending.tree].leaves[pending.leaf].value;
+    if (auto* opaque = value.get_if<Opaque>()) {
       opaque->bytes = bytes[pending.blob];
     } else {
-      leaf.get_if<EncodedTensor>()->parts[pending.part].bytes = bytes[pending.blob];
+      value.get_if<EncodedTensor>()->parts[pending.part].bytes = bytes[pending.blob];
+    }
+  }
+  if (!decode_) return;
+  for (const PendingBlob& pending : pending_blobs_) {
+    if (pending.part != 0) continue;  // the leaf's parts are decoded together
+    Leaf& leaf = trees_[pending.tree].leaves[pending.leaf];
+    std::shared_ptr<void> decoded = decode_(leaf.path, blobs_[pending.blob].location, leaf.value);
+    if (auto* opaque = leaf.value.get_if<Opaque>()) {
+      opaque->owner = std::move(decoded);
+      opaque->bytes = {};
+    } else {
+      leaf.value.get_if<EncodedTensor>()->owner = std::move(decoded);
+      leaf.value.get_if<EncodedTensor>()->parts.clear();
+    }
+  }
+}
+
+void StateReader::plan_tensors() {
+  for (Tree& tree : trees_) {
+    for (Leaf& leaf : tree.leaves) {
+      const auto saved = tensor_type(*leaf.entry);
+      if (!saved || leaf.value.get_if<EncodedTensor>() != nullptr) continue;
+      const std::vector<ShardEntry> pieces = stored_pieces(*leaf.entry);
+      const auto* sharded = leaf.target == nullptr ? nullptr : leaf.target->get_if<ShardedTensor>();
+      const auto* view = leaf.target == nullptr ? nullptr : leaf.target->get_if<TensorView>();
+      if (sharded != nullptr) {
+        for (const LocalShard& shard : sharded->shards) planner_.add(leaf.path, pieces, shard.box, shard.view);
+        leaf.value = *leaf.target;
+        continue;
+      }
+      // An encoded target (a conj view, for example) gets a new tensor, from which the face fills it.
+      TensorView memory = view != nullptr ? *view : allocate_(saved->dtype, saved->shape);
+      planner_.add(leaf.path, pieces, Box::whole(saved->shape), memory);
+      leaf.value = std::move(memory);
     }
   }
 }
 
 Value StateReader::take_result(std::size_t index) {
-  PendingTree& tree = trees_[index];
-  return inflate(tree.path, std::move(tree.containers), std::move(tree.leaves));
+  Tree& tree = trees_[index];
+  std::vector<Value> values;
+  values.reserve(tree.leaves.size());
+  for (Leaf& leaf : tree.leaves) values.push_back(std::move(leaf.value));
+  return tree.inflater.build(std::move(values));
 }
 
 }  // namespace torchsnapshot

@@ -18,56 +18,58 @@
 
 namespace torchsnapshot {
 
-/// Reads any number of subtrees in one go: add() each, read(), then take each result once.
+/// Reads any number of subtrees in one go: add() each, read(), then take each result once. Entries and targets that
+/// were added outlive the reader.
 class StateReader {
  public:
-  /// `allocate` may be empty: then the views own their memory.
-  explicit StateReader(AllocateFn allocate);
+  /// Either function may be empty: then new tensors own their memory, and encoded leaves keep their bytes.
+  StateReader(AllocateFn allocate, DecodeFn decode);
 
-  /// Plans to read the subtree at `path` (encoded, without rank), whose entries are `entries` of the view (as
-  /// entries_below gives them). Tensors of `target` with the saved dtype and shape will be filled in place;
-  /// `report` (may be null) learns what does not match. With `exact`, a tensor of the target that does not match is an
-  /// Error(kMismatch) that names all of them. Returns the index of the result. No memory is written yet.
+  /// Plans to read the subtree at `path` (encoded, without rank), whose entries are `entries` of a view. Tensors of
+  /// `target` with the saved dtype and shape will be filled in place; `report` (may be null) learns what does not
+  /// match. With `exact`, a tensor of the target that can't be filled is an Error(kMismatch) that names all of them.
+  /// Returns the index of the result. Reads nothing, and makes no memory.
   std::size_t add(const std::string& path, const std::vector<const ViewEntry*>& entries, const Value* target,
                   bool exact, RestoreReport* report);
 
-  /// Reads everything that was added.
+  /// Reads everything that was added: checks the objects, reads and decodes what is not plain elements, makes memory,
+  /// and only then writes to targets.
   void read(Storage& storage, const IoOptions& io);
 
   /// The tree of that index.
   Value take_result(std::size_t index);
 
  private:
-  struct PendingTree {
+  struct Leaf {
     std::string path;
-    std::vector<FlatContainer> containers;
-    std::vector<std::pair<std::string, Value>> leaves;
+    const Entry* entry;
+    const Value* target;  ///< to be filled; null: a new value is made
+    Value value;          ///< the result, when read() is through
   };
-  /// Bytes to be put into a leaf when they have come.
+  struct Tree {
+    Inflater inflater;
+    std::vector<Leaf> leaves;
+  };
+  /// Bytes that belong into a leaf.
   struct PendingBlob {
     std::size_t blob;  ///< index into blobs_
     std::size_t tree;
     std::size_t leaf;
     std::size_t part;  ///< of an EncodedTensor
   };
-  /// What add() has in hand while it plans one tree.
-  struct Planning {
-    std::size_t tree;
-    RestoreReport* report;
-    std::vector<std::string> misfits;  ///< descriptions of target tensors that differ from what was saved
-  };
 
-  Value plan_leaf(const std::string& path, const Entry& entry, const Value* target, Planning& planning);
-  Value plan_tensor(const std::string& path, const Entry& entry, const Value* target, Planning& planning);
-  void want_blob(const std::string& path, const std::string& location, std::optional<ByteRange> range, std::size_t part,
-                 const Planning& planning);
+  void require(Leaf& leaf, std::size_t tree, std::size_t index);
+  void want_blob(const Leaf& leaf, const std::string& location, std::optional<ByteRange> range, PendingBlob pending);
+  void place_blobs(const std::vector<SharedBytes>& bytes);
+  void plan_tensors();
 
   AllocateFn allocate_;
+  DecodeFn decode_;
   ReadPlanner planner_;
   std::vector<BlobRead> blobs_;
-  std::map<std::pair<std::string, std::optional<std::uint64_t>>, std::size_t> blob_index_;  ///< by location and begin
+  std::map<std::pair<std::string, std::uint64_t>, std::size_t> blob_index_;  ///< by location and begin
   std::vector<PendingBlob> pending_blobs_;
-  std::vector<PendingTree> trees_;
+  std::vector<Tree> trees_;
 };
 
 /// The entries of `view` grouped by the first component of their paths, in the order of the manifest.
@@ -82,5 +84,8 @@ struct TensorType {
 /// Nothing for other leaves and entries.
 std::optional<TensorType> tensor_type(const Value& value);
 std::optional<TensorType> tensor_type(const Entry& entry);
+
+/// True when no two elements share memory, as far as the strides alone tell (some exotic layouts count as shared).
+bool has_distinct_elements(const TensorView& view);
 
 }  // namespace torchsnapshot

@@ -147,7 +147,9 @@ void Inflater::check_depth(std::size_t index, int depth) const {
   for (const std::size_t child : node.children) check_depth(child, depth + 1);
 }
 
-Value Inflater::build(std::vector<Value> leaves) { return build_node(root_, leaves); }
+Value Inflater::build(std::vector<Value> leaves) {
+  return build_node(root_, leaves);
+}
 
 Value Inflater::build_node(std::size_t index, std::vector<Value>& leaves) {
   Node& node = nodes_[index];

@@ -148,8 +148,7 @@ TEST(Inflate, NamesWhatIsWrong) {
     return message_of([&] { Inflater("s", std::move(containers), leaves); }, ErrorCode::kCorrupt);
   };
   EXPECT_THAT(fails({dict_at("s", {"a", "b"})}, {"s/a"}), HasSubstr("'s' names a child 'b'"));
-  EXPECT_THAT(fails({dict_at("s", {"a"})}, {"s/a", "s/b"}),
-              HasSubstr("does not name its child 'b'"));
+  EXPECT_THAT(fails({dict_at("s", {"a"})}, {"s/a", "s/b"}), HasSubstr("does not name its child 'b'"));
   EXPECT_THAT(fails({list_at("s")}, {"s/0", "s/2"}), HasSubstr("elements are missing"));
   EXPECT_THAT(fails({list_at("s")}, {"s/01"}), HasSubstr("no index"));
   EXPECT_THAT(fails({list_at("s")}, {"s/x"}), HasSubstr("no index"));
