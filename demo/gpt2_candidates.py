@@ -19,7 +19,7 @@ Results = dict[str, Measured]
 
 TAKE, RESTORE = "Snapshot.take", "snapshot.restore"
 TORCH_SAVE, TORCH_LOAD = "torch.save + fsync", "torch.load + load_state_dict"
-DISK = "limit of the disk (O_DIRECT, 8 x 4 MiB)"
+DISK = "the disk itself (O_DIRECT, 8 x 4 MiB)"
 
 
 class State:
@@ -105,7 +105,7 @@ def torch_load_mapped(state: State, path: Path) -> Results:
 
 
 def disk_write(state: State, path: Path) -> Results:
-    """The limit: as many bytes of noise. Nothing where there is no O_DIRECT."""
+    """To compare with: as many bytes of noise. Nothing where there is no O_DIRECT."""
     try:
         with measured() as result:
             direct_write(path, state.bytes)
@@ -117,7 +117,7 @@ def disk_write(state: State, path: Path) -> Results:
 
 
 def disk_read(_: State, path: Path) -> Results:
-    """The limit: the whole blocks of torch.save's file."""
+    """To compare with: the whole blocks of torch.save's file."""
     try:
         with measured() as result:
             direct_read(path, os.stat(path).st_size)

@@ -81,7 +81,7 @@ void list(const ts::Snapshot& snapshot) {
       std::printf("%-40s %-14s %-15s %-20s %14llu\n", path.c_str(), line.type.c_str(), line.dtype.c_str(),
                   line.shape.c_str(), static_cast<unsigned long long>(line.bytes));
     }
-    tensors += ts::stored_pieces(entry).empty() ? 0 : 1;
+    if (!ts::stored_pieces(entry).empty()) ++tensors;
     bytes += line.bytes;
     for (const std::string_view location : ts::entry_locations(entry)) objects.emplace(location);
   }
@@ -89,8 +89,10 @@ void list(const ts::Snapshot& snapshot) {
   std::uint64_t stored = 0;
   const std::vector<std::string> locations(objects.begin(), objects.end());
   for (const auto& size : snapshot.storage()->sizes(locations, {})) stored += size.value_or(0);
-  std::printf("%zu leaves, %zu of them tensors: %llu bytes; %llu bytes in %zu objects\n", leaves, tensors,
-              static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(stored), objects.size());
+  std::printf(
+      "%zu leaves, %zu of them tensors: %llu bytes; %llu bytes in %zu objects (memory that tensors share is stored "
+      "once)\n",
+      leaves, tensors, static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(stored), objects.size());
 }
 
 template <typename Element>

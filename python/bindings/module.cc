@@ -9,7 +9,7 @@
 NB_MODULE(_core, module) {
   using namespace torchsnapshot::python;
   module.doc() = "The torchsnapshot engine.";
-  module.attr("__version__") = TORCHSNAPSHOT_VERSION;
+  module.attr("version") = TORCHSNAPSHOT_VERSION;
   register_errors(module);
   bind_metadata(module);
   bind_snapshot(module);

@@ -223,10 +223,14 @@ void bind_snapshot(nb::module_& module) {
       .def("metadata", &metadata, nb::sig("def metadata(self) -> tuple[str, int, dict[str, dict[str, object]]]"),
            "(version, world_size, {path: entry}).")
       .def("restore", &restore, nb::arg("app"), nb::arg("strict"), nb::arg("exact"), nb::arg("weights_only"),
-           nb::arg("on_state"), nb::arg("io"), "Restores; returns (missing, unexpected, mismatched).")
+           nb::arg("on_state"), nb::arg("io"),
+           nb::sig("def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], "
+                   "weights_only: bool, on_state: object, io: IoOptions) -> tuple[list[str], list[str], list[str]]"),
+           "Restores; returns (missing, unexpected, mismatched).")
       .def("read_object", &read_object, nb::arg("path"), nb::arg("target").none(), nb::arg("weights_only"),
-           nb::arg("io"))
-      .def("read_state", &read_state, nb::arg("key"), nb::arg("rank"), nb::arg("weights_only"), nb::arg("io"));
+           nb::arg("io"), "One entry or subtree, in place where `target` has tensors.")
+      .def("read_state", &read_state, nb::arg("key"), nb::arg("rank"), nb::arg("weights_only"), nb::arg("io"),
+           "The tree of one key as a rank sees it.");
 
   module.def("take", &take, nb::arg("storage"), nb::arg("app"), nb::arg("take_options"), nb::arg("io"),
              nb::arg("prepare").none(), "Takes a snapshot of (key, state dict) pairs.");

@@ -6,9 +6,9 @@ They are called with the GIL held, :func:`to_host` and :func:`to_device` by engi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Callable, Optional
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -21,7 +21,11 @@ PrepareFn = Callable[[str, torch.Tensor, bool], torch.Tensor]
 Description = tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...], bool]
 
 
-def describe_tensor(tensor: torch.Tensor) -> Optional[Description]:
+_UNINITIALIZED = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
+_QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)
+
+
+def describe_tensor(tensor: torch.Tensor) -> Description | None:
     """Where a plain strided tensor lies; None for one that :func:`encode_tensor` must look at."""
     if (
         tensor.layout is not torch.strided
@@ -45,8 +49,7 @@ def _has_no_memory_of_its_own(tensor: torch.Tensor) -> bool:
     return (
         tensor.is_nested
         or is_traceable_wrapper_subclass(tensor)
-        or isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
-        or isinstance(tensor, torch._subclasses.FakeTensor)
+        or isinstance(tensor, (_UNINITIALIZED, torch._subclasses.FakeTensor))
     )
 
 
@@ -74,15 +77,18 @@ def encode_tensor(tensor: torch.Tensor, path: str, saving: bool) -> tuple[Any, .
             else "give it memory before restoring (module.to_empty(device='cpu'))"
         )
         raise UnsupportedError(f"'{path}' is a meta tensor, which has no data: {remedy}")
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, _UNINITIALIZED):
         if saving:
             raise UnsupportedError(
-                f"'{path}' is an uninitialized parameter, which has no data: run the lazy module once before taking a snapshot"
+                f"'{path}' is an uninitialized parameter, which has no data: "
+                "run the lazy module once before taking a snapshot"
             )
         return ("object",)
     if tensor.layout is not torch.strided or _has_no_memory_of_its_own(tensor):
         return ("object",)
     if tensor.is_quantized:
+        if tensor.dtype not in _QUANTIZED:  # quint4x2 …
+            return ("object",)
         if not saving:
             return ("encoded", tensor.dtype, tuple(tensor.shape), "", None)
         # The form that the original writes, and the only one that its present version reads.
@@ -113,7 +119,7 @@ def decode_tensor(
     result = torch.empty(shape, dtype=dtype)
     for offsets, part in decoded:
         region = result
-        for dim, (offset, size) in enumerate(zip(offsets, part.shape)):
+        for dim, (offset, size) in enumerate(zip(offsets, part.shape, strict=False)):
             region = region.narrow(dim, offset, size)
         region.copy_(part)
     return result
@@ -172,9 +178,7 @@ def allocate(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype)
 
 
-def _view(
-    owner: torch.Tensor, address: int, shape: tuple[int, ...], strides: tuple[int, ...]
-) -> torch.Tensor:
+def _view(owner: torch.Tensor, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:
     """The part of a device tensor that an engine view means."""
     owner = owner.detach()
     offset = owner.storage_offset() + (address - owner.data_ptr()) // owner.element_size()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -14,7 +15,7 @@ class _SkipSelfCopies(TorchFunctionMode):
         func: Callable[..., Any],
         types: Any,
         args: tuple[Any, ...] = (),
-        kwargs: Optional[dict[str, Any]] = None,
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is torch.Tensor.copy_ and len(args) >= 2 and _same_memory(args[0], args[1]):
             torch.autograd.graph.increment_version(args[0])  # it did change, only not here
@@ -25,7 +26,8 @@ class _SkipSelfCopies(TorchFunctionMode):
 def _same_memory(a: object, b: object) -> bool:
     if type(a) not in _PLAIN or type(b) not in _PLAIN:
         return False
-    assert isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+    assert isinstance(a, torch.Tensor)
+    assert isinstance(b, torch.Tensor)
     return (
         a.layout is torch.strided
         and b.layout is torch.strided
@@ -44,7 +46,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 def skip_self_copies() -> TorchFunctionMode:
     """A context in which copying a tensor onto its own memory does nothing.
 
-    ``Module.load_state_dict`` copies each tensor of the state dict into the parameter. After a restore in place both are
-    the same memory, and the copy would be one more pass over the whole model.
+    ``Module.load_state_dict`` copies each tensor of the state dict into the parameter. After a restore in place both
+    are the same memory, and the copy would be one more pass over the whole model.
     """
     return _SkipSelfCopies()

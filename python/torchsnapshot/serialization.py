@@ -79,32 +79,6 @@ def loads(data: bytes | bytearray | memoryview, entry_path: str = "", weights_on
         raise _corrupt(entry_path, error) from error
 
 
-def quantized_serializer(tensor: torch.Tensor) -> str | None:
-    """The serializer of a quantized tensor; None for one that only an object entry can hold."""
-    if not tensor.is_quantized or tensor.dtype not in _INTEGERS:
-        return None
-    if tensor.qscheme() == torch.per_tensor_affine:
-        return PER_TENSOR_QTENSOR
-    if tensor.qscheme() == torch.per_channel_affine:
-        return PER_CHANNEL_QTENSOR
-    return None
-
-
-def encode_quantized(tensor: torch.Tensor) -> tuple[str, bytes]:
-    """Serializer and bytes of a quantized tensor. Raises UnsupportedError where quantized_serializer() gives None."""
-    serializer = quantized_serializer(tensor)
-    if serializer is None:
-        scheme = tensor.qscheme() if tensor.is_quantized else "not quantized"
-        raise UnsupportedError(f"a tensor of {tensor.dtype} ({scheme}) can't be stored as a quantized tensor")
-    elements = _raw(tensor.detach().int_repr())
-    if serializer == PER_TENSOR_QTENSOR:
-        return serializer, elements + struct.pack("<dq", tensor.q_scale(), tensor.q_zero_point())
-    axis = struct.pack("<q", tensor.q_per_channel_axis())
-    scales = _raw(tensor.q_per_channel_scales().to(torch.float64))
-    zero_points = _raw(tensor.q_per_channel_zero_points().to(torch.int64))
-    return serializer, axis + elements + scales + zero_points
-
-
 def decode_tensor(
     serializer: str,
     data: bytes | bytearray | memoryview,
@@ -220,11 +194,6 @@ def _quantized(entry_path: str, make: Any, *args: Any) -> torch.Tensor:
 def _check_size(data: memoryview, expected: int, entry_path: str) -> None:
     if len(data) != expected:
         raise _corrupt(entry_path, f"{len(data)} bytes are stored for a quantized tensor that has {expected}")
-
-
-def _raw(tensor: torch.Tensor) -> bytes:
-    dense = tensor.cpu().contiguous().reshape(-1)
-    return bytes(dense.view(torch.uint8).numpy().data) if dense.numel() else b""
 
 
 def _tensor(data: memoryview, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar  # noqa: UP035
+from typing import Any, Callable, TypeVar, cast  # noqa: UP035
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +20,7 @@ from . import _core, knobs
 from ._in_place import skip_self_copies
 from ._plugin_bridge import PluginBridge
 from .errors import InvalidArgumentError, TypeMismatchError, UnsupportedError
-from .event import Event
+from .event import Event, EventMetadataValue
 from .event_handlers import log_event
 from .manifest import Entry, SnapshotMetadata, entry_from_dict
 from .progress import ProgressLine
@@ -42,11 +42,11 @@ class RestoreReport:
     """What a restore could not match one to one. Paths are logical paths such as ``"model/0.weight"``."""
 
     #: in the target, but not in the snapshot: left as they were
-    missing: List[str] = field(default_factory=list)  # noqa: UP006
-    #: in the snapshot, but not in the target: handed to ``load_state_dict`` as new objects (sharded tensors are left out)
-    unexpected: List[str] = field(default_factory=list)  # noqa: UP006
+    missing: list[str] = field(default_factory=list)
+    #: in the snapshot, but not in the target: handed to ``load_state_dict`` as new objects (sharded tensors: left out)
+    unexpected: list[str] = field(default_factory=list)
     #: of another kind, dtype or shape than in the snapshot: the saved value was handed to ``load_state_dict``
-    mismatched: List[str] = field(default_factory=list)  # noqa: UP006
+    mismatched: list[str] = field(default_factory=list)
 
 
 class Snapshot:
@@ -65,8 +65,8 @@ class Snapshot:
     def __init__(
         self,
         path: str,
-        pg: Optional[torch.distributed.ProcessGroup] = None,
-        storage_options: Optional[Dict[str, Any]] = None,  # noqa: UP006
+        pg: torch.distributed.ProcessGroup | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         """`path`: a folder or a URL. `pg`: the process group of all operations (None: the default one).
         `storage_options`: settings of the storage backend."""
@@ -75,8 +75,8 @@ class Snapshot:
         self.path = path
         self.pg = pg
         self._storage_options = dict(storage_options or {})
-        self._opened: Optional[_core.Snapshot] = None
-        self._metadata: Optional[SnapshotMetadata] = None
+        self._opened: _core.Snapshot | None = None
+        self._metadata: SnapshotMetadata | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
@@ -85,13 +85,13 @@ class Snapshot:
     def take(
         cls,
         path: str,
-        app_state: AppState,
-        pg: Optional[torch.distributed.ProcessGroup] = None,
-        replicated: Optional[List[str]] = None,  # noqa: UP006
-        storage_options: Optional[Dict[str, Any]] = None,  # noqa: UP006
-        _custom_tensor_prepare_func: Optional[PrepareFn] = None,
+        app_state: AppState[Any],
+        pg: torch.distributed.ProcessGroup | None = None,
+        replicated: list[str] | None = None,
+        storage_options: dict[str, Any] | None = None,
+        _custom_tensor_prepare_func: PrepareFn | None = None,
         *,
-        progress: Optional[bool] = None,
+        progress: bool | None = None,
     ) -> Snapshot:
         """Saves the state of every object in `app_state` and commits it durably.
 
@@ -128,25 +128,27 @@ class Snapshot:
 
     def restore(
         self,
-        app_state: AppState,
+        app_state: AppState[Any],
         strict: bool = True,
         *,
         weights_only: bool = True,
-        progress: Optional[bool] = None,
+        progress: bool | None = None,
     ) -> RestoreReport:
-        """Reads the state of every object in `app_state` back, in place where a tensor of the target has the saved shape and dtype.
+        """Reads the state of every object in `app_state` back.
+
+        A tensor of the target that has the saved shape and dtype is filled in place.
 
         Args:
             app_state: a subset of the saved keys. An ``RNGState`` is restored last.
-            strict: handed to ``load_state_dict`` where that takes it. False also tolerates a key of `app_state` that the
-                snapshot does not have.
-            weights_only: False allows pickled objects of any class. Only for snapshots you trust: such an object can run
-                any code.
+            strict: handed to ``load_state_dict`` where that takes it. False also tolerates a key of `app_state` that
+                the snapshot does not have.
+            weights_only: False allows pickled objects of any class. Only for snapshots you trust: such an object can
+                run any code.
             progress: show a progress line on a terminal (None: as the knob TORCHSNAPSHOT_PROGRESS says).
 
         Raises:
-            RuntimeError: the snapshot is incomplete or corrupt, lacks a key, or a tensor of a module has another shape or
-                dtype than what was saved. Nothing was changed, unless the message says so.
+            RuntimeError: the snapshot is incomplete or corrupt, lacks a key, or a tensor of a module has another shape
+                or dtype than what was saved. Nothing was changed, unless the message says so.
         """
         _check_single_process(self.pg)
         _check_app_state(app_state)
@@ -165,8 +167,8 @@ class Snapshot:
     def read_object(
         self,
         path: str,
-        obj_out: Optional[T] = None,
-        memory_budget_bytes: Optional[int] = None,
+        obj_out: T | None = None,
+        memory_budget_bytes: int | None = None,
         *,
         weights_only: bool = True,
     ) -> T:
@@ -187,8 +189,8 @@ class Snapshot:
         with _operation("read_object", self.path, progress=False) as io:
             if memory_budget_bytes is not None:
                 io.memory_budget_bytes = memory_budget_bytes
-            result: T = self._core_snapshot().read_object(path, obj_out, weights_only, io)
-        return result
+            result = self._core_snapshot().read_object(path, obj_out, weights_only, io)
+        return cast("T", result)
 
     @property
     def metadata(self) -> SnapshotMetadata:
@@ -202,14 +204,14 @@ class Snapshot:
             self._metadata = SnapshotMetadata(version=version, world_size=world_size, manifest=manifest)
         return self._metadata
 
-    def get_manifest(self) -> Dict[str, Entry]:  # noqa: UP006
+    def get_manifest(self) -> dict[str, Entry]:
         """All entries by ``RANK/KEY/SUB/PATH``: a copy that may be changed."""
         _, _, entries = self._core_snapshot().metadata()
         return {path: entry_from_dict(entry) for path, entry in entries.items()}
 
     def get_state_dict_for_key(
         self, key: str, replicate_from_rank0: bool = False, *, weights_only: bool = True
-    ) -> Dict[Any, Any]:  # noqa: UP006
+    ) -> dict[Any, Any]:
         """The state dict saved under `key` of the app state, as new objects on the CPU.
 
         `replicate_from_rank0`: that of rank 0 instead of this rank's. `weights_only`: as in :meth:`restore`.
@@ -217,8 +219,8 @@ class Snapshot:
         """
         _check_single_process(self.pg)
         with _operation("get_state_dict_for_key", self.path, progress=False) as io:
-            state_dict: Dict[Any, Any] = self._core_snapshot().read_state(key, 0, weights_only, io)  # noqa: UP006
-        return state_dict
+            state_dict = self._core_snapshot().read_state(key, 0, weights_only, io)
+        return cast("dict[Any, Any]", state_dict)
 
     def _core_snapshot(self) -> _core.Snapshot:
         if self._opened is None:
@@ -234,7 +236,7 @@ class Snapshot:
         return _core.open_plugin_storage(bridge, self.path)
 
 
-def _native_options(storage_options: Dict[str, Any]) -> Dict[str, str]:  # noqa: UP006
+def _native_options(storage_options: dict[str, Any]) -> dict[str, str]:
     for name, value in storage_options.items():
         if not isinstance(name, str):
             raise InvalidArgumentError(f"storage_options: the name {name!r} is no str")
@@ -243,7 +245,7 @@ def _native_options(storage_options: Dict[str, Any]) -> Dict[str, str]:  # noqa:
     return {name: str(value) for name, value in storage_options.items()}
 
 
-def _check_single_process(pg: Optional[torch.distributed.ProcessGroup]) -> None:
+def _check_single_process(pg: torch.distributed.ProcessGroup | None) -> None:
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return
     world_size = torch.distributed.get_world_size(pg)
@@ -253,7 +255,7 @@ def _check_single_process(pg: Optional[torch.distributed.ProcessGroup]) -> None:
         )
 
 
-def _check_app_state(app_state: AppState) -> None:
+def _check_app_state(app_state: AppState[Any]) -> None:
     if not isinstance(app_state, dict):
         raise TypeMismatchError(f"app_state must be a dict of str to Stateful, not {type(app_state).__name__}")
     for key, stateful in app_state.items():
@@ -273,16 +275,16 @@ class MultipleRNGStatesError(InvalidArgumentError, RuntimeError):
     """An app state with two RNGStates: which one is to be restored last can't be known."""
 
 
-def _rng_first(app_state: AppState) -> List[Tuple[str, Stateful]]:  # noqa: UP006
+def _rng_first(app_state: AppState[Any]) -> list[tuple[str, Stateful]]:
     return sorted(app_state.items(), key=lambda item: not isinstance(item[1], RNGState))
 
 
-def _rng_last(app_state: AppState) -> List[Tuple[str, Stateful]]:  # noqa: UP006
+def _rng_last(app_state: AppState[Any]) -> list[tuple[str, Stateful]]:
     return sorted(app_state.items(), key=lambda item: isinstance(item[1], RNGState))
 
 
 @contextmanager
-def _rng_unchanged(app_state: AppState) -> Iterator[Optional[Dict[str, Any]]]:  # noqa: UP006
+def _rng_unchanged(app_state: AppState[Any]) -> Iterator[dict[str, Any] | None]:
     """Yields the state of the RNGState in `app_state`, if any, and sets it again at the end."""
     generators = [stateful for stateful in app_state.values() if isinstance(stateful, RNGState)]
     if not generators:
@@ -295,7 +297,7 @@ def _rng_unchanged(app_state: AppState) -> Iterator[Optional[Dict[str, Any]]]:  
         generators[0].load_state_dict(state_dict)
 
 
-def _replicated_globs(replicated: Optional[List[str]], app_state: AppState) -> List[str]:  # noqa: UP006
+def _replicated_globs(replicated: list[str] | None, app_state: AppState[Any]) -> list[str]:
     """The caller's globs, and those of what DistributedDataParallel keeps equal on all ranks."""
     if replicated is not None and (
         not isinstance(replicated, (list, tuple, set)) or not all(isinstance(glob, str) for glob in replicated)
@@ -312,7 +314,7 @@ def _replicated_globs(replicated: Optional[List[str]], app_state: AppState) -> L
     return globs
 
 
-def _take_options(globs: List[str]) -> _core.TakeOptions:  # noqa: UP006
+def _take_options(globs: list[str]) -> _core.TakeOptions:
     options = _core.TakeOptions()
     options.replicated = globs
     options.max_chunk_bytes = knobs.get_max_chunk_size_bytes()
@@ -348,11 +350,11 @@ def _takes_strict(stateful: Stateful) -> bool:
 
 
 @contextmanager
-def _operation(name: str, path: str, progress: Optional[bool]) -> Iterator[_core.IoOptions]:
+def _operation(name: str, path: str, progress: bool | None) -> Iterator[_core.IoOptions]:
     """The frame of every operation: its limits, its events, its progress line."""
     unique_id = uuid.uuid4().hex
     started = time.monotonic()
-    common = {"unique_id": unique_id, "rank": 0, "path": path}
+    common: dict[str, EventMetadataValue] = {"unique_id": unique_id, "rank": 0, "path": path}
     moved = 0
     next_event = started + _PROGRESS_EVENT_SECONDS
 
@@ -362,9 +364,7 @@ def _operation(name: str, path: str, progress: Optional[bool]) -> Iterator[_core
         line(bytes_done, bytes_total)
         if time.monotonic() >= next_event and bytes_done < bytes_total:
             next_event = time.monotonic() + _PROGRESS_EVENT_SECONDS
-            log_event(
-                Event(name, {"action": "progress", **common, "bytes": bytes_done, "bytes_total": bytes_total})
-            )
+            log_event(Event(name, {"action": "progress", **common, "bytes": bytes_done, "bytes_total": bytes_total}))
 
     def on_notice(message: str) -> None:
         _logger.warning("%s of %s: %s", name, path, message)
@@ -377,7 +377,7 @@ def _operation(name: str, path: str, progress: Optional[bool]) -> Iterator[_core
     io.on_notice = on_notice
     show = knobs.is_progress_enabled() if progress is None else progress
     log_event(Event(name, {"action": "start", **common}))
-    error: Optional[BaseException] = None
+    error: BaseException | None = None
     # A line that is not to be shown is one whose time never comes.
     with ProgressLine(name, force=knobs.is_progress_forced(), delay=0.5 if show else float("inf")) as line:
         try:

@@ -1,4 +1,6 @@
-// The manifest as JSON, byte for byte as Python's json.dumps(metadata, indent=2) prints the original's dataclasses.
+// The manifest as JSON, byte for byte as Python's json.dumps(metadata, indent=2) prints the original's dataclasses,
+// with one exception: characters above U+FFFF are written as they are, because the original's reader (a YAML parser)
+// takes them so, but not as escaped surrogate pairs.
 #include <array>
 #include <charconv>
 #include <concepts>
@@ -88,7 +90,7 @@ class JsonPrinter {
     out_.append(2 * depth_, ' ');
   }
 
-  /// Prints the character at text[at] as an escape; gives its length in the text.
+  /// Prints the character at text[at], which is not plain; gives its length in the text.
   std::size_t escape(std::string_view text, std::size_t at) {
     switch (text[at]) {
       case '"':
@@ -114,8 +116,7 @@ class JsonPrinter {
     if (code_point < 0x10000) {
       unit(code_point);
     } else {
-      unit(0xD800 + ((code_point - 0x10000) >> 10));
-      unit(0xDC00 + ((code_point - 0x10000) & 0x3FF));
+      out_ += text.substr(at, length);
     }
     return length;
   }

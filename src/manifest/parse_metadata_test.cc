@@ -70,7 +70,6 @@ const Attack kAttacks[] = {
     {"byte_range_string", "expected a list, found a string"},
     {"byte_range_short", "has 20 bytes, which does not fit shape [2, 3]"},
     {"byte_range_long", "has 28 bytes, which does not fit shape [2, 3]"},
-    {"bfloat16_two_bytes_short", "did not store the last element of a bfloat16 tensor"},
     {"qtensor_range", "does not fit shape"},
     {"per_channel_range", "does not fit shape"},
     {"quantized_raw", "can't hold dtype torch.qint8"},

@@ -26,13 +26,9 @@ constexpr std::uint64_t kMaxGapBytes = 64ULL << 10;
                         " bytes, but the manifest needs ";
   message += need.size ? "exactly " + std::to_string(*need.size)
                        : "its bytes [" + std::to_string(need.range.begin) + ", " + std::to_string(need.range.end) + ")";
-  if (need.dtype == DType::kBFloat16 && need.range.end == actual + 2) {
-    message +=
-        "; the original torchsnapshot stores bfloat16 tensors with an odd number of elements without the last one, "
-        "which can't be recovered";
-  } else {
-    message += "; the snapshot is truncated or was changed after it was taken";
-  }
+  message += need.dtype == DType::kBFloat16 && need.range.end == actual + 2
+                 ? kOddBFloat16
+                 : "; the snapshot is truncated or was changed after it was taken";
   throw Error(ErrorCode::kCorrupt, message);
 }
 

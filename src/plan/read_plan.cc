@@ -103,9 +103,11 @@ void ReadPlanner::require(const std::string& path, const std::vector<ShardEntry>
     const std::uint64_t bytes = dense_bytes(tensor.dtype, tensor.shape);
     const ByteRange stored = stored_range(tensor);
     if (stored.end < stored.begin || stored.size() != bytes) {
-      throw Error(ErrorCode::kCorrupt, "entry '" + path + "': byte range [" + std::to_string(stored.begin) + ", " +
-                                           std::to_string(stored.end) + ") of object '" + tensor.location +
-                                           "' is not " + std::to_string(bytes) + " bytes, as dtype and shape demand");
+      std::string message = "entry '" + path + "': byte range [" + std::to_string(stored.begin) + ", " +
+                            std::to_string(stored.end) + ") of object '" + tensor.location + "' is not " +
+                            std::to_string(bytes) + " bytes, as dtype and shape demand";
+      if (tensor.dtype == DType::kBFloat16 && stored.size() + 2 == bytes) message += std::string(kOddBFloat16);
+      throw Error(ErrorCode::kCorrupt, message);
     }
     need(path, tensor.location, stored, tensor.byte_range ? std::nullopt : std::optional(bytes), tensor.dtype);
   }

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "torchsnapshot/bytes.h"
@@ -13,6 +14,12 @@
 #include "torchsnapshot/tensor.h"
 
 namespace torchsnapshot {
+
+/// What a message says of a bfloat16 tensor that is 2 bytes short.
+inline constexpr std::string_view kOddBFloat16 =
+    "; older versions of torchsnapshot did not store the last element of a bfloat16 tensor with an odd number of "
+    "elements. "
+    "It is lost; other entries are not affected";
 
 /// Bytes of one object that go into a tensor: the stored piece is dense with shape `piece_shape`; of its bytes,
 /// those from `piece_begin` on are at `range` of the object; those in `region` go to `view`. For a view on a

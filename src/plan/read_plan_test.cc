@@ -208,6 +208,9 @@ TEST(ReadPlanner, RefusesWhatTheManifestCanNotGive) {
   EXPECT_THAT(error_of({whole("data/0", ByteRange{0, 39}, {10})}, Box::whole({10})), HasSubstr("is not 40 bytes"));
   EXPECT_THAT(error_of({}, Box::whole({10})), HasSubstr("do not cover"));
   EXPECT_THAT(error_of({whole("data/0", ByteRange{0, 40}, {10})}, Box::whole({11})), HasSubstr("do not cover"));
+  ShardEntry odd = whole("data/0", ByteRange{0, 18}, {10});
+  odd.tensor.dtype = DType::kBFloat16;
+  EXPECT_THAT(error_of({odd}, Box::whole({10})), HasSubstr("odd number of elements"));
   ShardEntry encoded = whole("data/0", std::nullopt, {10});
   encoded.tensor.serializer = kTorchSave;
   EXPECT_THAT(error_of({encoded}, Box::whole({10})), HasSubstr("serializer 'torch_save'"));

@@ -1,0 +1,110 @@
+"""The torchsnapshot engine."""
+
+from collections.abc import Mapping, Sequence
+
+
+version: str = '0.2.0'
+
+def parse_metadata(data: bytes) -> tuple[str, int, dict[str, dict[str, object]]]:
+    """
+    Reads and validates metadata, JSON or YAML. Returns (version, world_size, {path: entry}).
+    """
+
+def write_metadata(version: str, world_size: int, entries: dict[str, dict[str, object]]) -> str:
+    """Validates entries and writes the metadata as JSON."""
+
+class Storage:
+    """A place for objects; shared by the snapshots in it."""
+
+    @property
+    def url(self) -> str: ...
+
+def open_storage(url: str, options: Mapping[str, str]) -> Storage:
+    """Opens a native backend."""
+
+def open_plugin_storage(bridge: object, url: str) -> Storage:
+    """Wraps a PluginBridge."""
+
+class IoOptions:
+    """Limits and observers of one operation."""
+
+    def __init__(self) -> None: ...
+
+    @property
+    def memory_budget_bytes(self) -> int: ...
+
+    @memory_budget_bytes.setter
+    def memory_budget_bytes(self, arg: int, /) -> None: ...
+
+    @property
+    def io_concurrency(self) -> int: ...
+
+    @io_concurrency.setter
+    def io_concurrency(self, arg: int, /) -> None: ...
+
+    @property
+    def on_progress(self) -> object: ...
+
+    @on_progress.setter
+    def on_progress(self, arg: object | None, /) -> None: ...
+
+    @property
+    def on_notice(self) -> object: ...
+
+    @on_notice.setter
+    def on_notice(self, arg: object | None, /) -> None: ...
+
+class TakeOptions:
+    """How a take lays out its objects."""
+
+    def __init__(self) -> None: ...
+
+    @property
+    def replicated(self) -> list[str]: ...
+
+    @replicated.setter
+    def replicated(self, arg: Sequence[str], /) -> None: ...
+
+    @property
+    def max_chunk_bytes(self) -> int: ...
+
+    @max_chunk_bytes.setter
+    def max_chunk_bytes(self, arg: int, /) -> None: ...
+
+    @property
+    def max_shard_bytes(self) -> int: ...
+
+    @max_shard_bytes.setter
+    def max_shard_bytes(self, arg: int, /) -> None: ...
+
+    @property
+    def slab_bytes(self) -> int: ...
+
+    @slab_bytes.setter
+    def slab_bytes(self, arg: int, /) -> None: ...
+
+    @property
+    def batching(self) -> bool: ...
+
+    @batching.setter
+    def batching(self, arg: bool, /) -> None: ...
+
+class Snapshot:
+    """A handle to a snapshot in a storage."""
+
+    def __init__(self, storage: Storage) -> None: ...
+
+    def metadata(self) -> tuple[str, int, dict[str, dict[str, object]]]:
+        """(version, world_size, {path: entry})."""
+
+    def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], weights_only: bool, on_state: object, io: IoOptions) -> tuple[list[str], list[str], list[str]]:
+        """Restores; returns (missing, unexpected, mismatched)."""
+
+    def read_object(self, path: str, target: object | None, weights_only: bool, io: IoOptions) -> object:
+        """One entry or subtree, in place where `target` has tensors."""
+
+    def read_state(self, key: str, rank: int, weights_only: bool, io: IoOptions) -> object:
+        """The tree of one key as a rank sees it."""
+
+def take(storage: Storage, app: Sequence[tuple[str, object]], take_options: TakeOptions, io: IoOptions, prepare: object | None) -> Snapshot:
+    """Takes a snapshot of (key, state dict) pairs."""
