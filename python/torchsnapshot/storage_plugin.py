@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from ._entry_points import entry_points
@@ -19,34 +20,57 @@ def split_url(url_path: str) -> tuple[str, str]:
     return (scheme or "fs", path) if separator else ("fs", url_path)
 
 
+StoragePluginFactory = Callable[[str, "dict[str, Any]"], StoragePlugin]
+_factories: dict[str, StoragePluginFactory] = {}
+
+
+def register_storage_plugin(scheme: str, factory: StoragePluginFactory) -> None:
+    """Makes `factory` (a StoragePlugin class, or a function) serve the URLs ``scheme://path`` in this process.
+
+    It is called with the path and the storage options, and takes precedence over entry points. A second call
+    replaces the first.
+    """
+    if not scheme or "/" in scheme or ":" in scheme:
+        raise InvalidArgumentError(f"{scheme!r} is no URL scheme")
+    _factories[scheme] = factory
+
+
+def unregister_storage_plugin(scheme: str) -> None:
+    """Undoes :func:`register_storage_plugin`. Raises KeyError if nothing was registered."""
+    del _factories[scheme]
+
+
 def has_registered_plugin(scheme: str) -> bool:
-    """True if an installed package offers a plugin for the scheme."""
-    return any(point.name == scheme for point in entry_points(ENTRY_POINT_GROUP))
+    """True if this process or an installed package offers a plugin for the scheme."""
+    return scheme in _factories or any(point.name == scheme for point in entry_points(ENTRY_POINT_GROUP))
 
 
 def url_to_storage_plugin(url_path: str, storage_options: dict[str, Any] | None = None) -> StoragePlugin:
     """The plugin for a URL ``scheme://path`` or a plain path.
 
-    Packages bring plugins for further schemes by an entry point of the group ``storage_plugins``, named as the
-    scheme: a factory that is called with the path and the options. Raises RuntimeError for an unknown scheme.
+    Programs bring plugins for further schemes by :func:`register_storage_plugin`, packages by an entry point of the
+    group ``storage_plugins``, named as the scheme: a factory that is called with the path and the options. Raises
+    RuntimeError for an unknown scheme.
     """
     if not isinstance(url_path, str):
         raise TypeError(f"a URL must be a str, not {type(url_path).__name__}")
     scheme, path = split_url(url_path)
     options = dict(storage_options or {})
-    if scheme == "fs":
+    points = {point.name: point for point in entry_points(ENTRY_POINT_GROUP)}
+    if scheme in _factories:
+        plugin, origin = _factories[scheme](path, options), repr(_factories[scheme])
+    elif scheme == "fs":
         return FSStoragePlugin(root=path, storage_options=options)
-    points = entry_points(ENTRY_POINT_GROUP)
-    for point in points:
-        if point.name == scheme:
-            plugin = point.load()(path, options)
-            if not isinstance(plugin, StoragePlugin):
-                raise InvalidArgumentError(
-                    f"the storage plugin for {scheme}:// ({point.value}) gave {plugin!r}, which is no StoragePlugin"
-                )
-            return plugin
-    known = sorted({"fs", *(point.name for point in points)})
-    raise UnsupportedError(f"{url_path}: no storage plugin for {scheme}:// (known: {', '.join(known)})")
+    elif scheme in points:
+        plugin, origin = points[scheme].load()(path, options), points[scheme].value
+    else:
+        known = sorted({"fs", *points, *_factories})
+        raise UnsupportedError(f"{url_path}: no storage plugin for {scheme}:// (known: {', '.join(known)})")
+    if not isinstance(plugin, StoragePlugin):
+        raise InvalidArgumentError(
+            f"the storage plugin for {scheme}:// ({origin}) gave {plugin!r}, which is no StoragePlugin"
+        )
+    return plugin
 
 
 def url_to_storage_plugin_in_event_loop(

@@ -59,7 +59,11 @@ TEST(JsonWriterTest, ReaderGivesBackWhatWasWritten) {
     test::RandomMetadata random(seed);
     const SnapshotMetadata metadata = random.make(seed % 40);
     const std::string text = write_metadata(metadata);
-    for (const char c : text) ASSERT_TRUE((c >= 0x20 && c < 0x7F) || c == '\n') << "not ASCII";
+    for (const char c : text) {
+      // ASCII but for the four-byte sequences of characters above U+FFFF.
+      const auto byte = static_cast<unsigned char>(c);
+      ASSERT_TRUE(c == '\n' || (byte >= 0x20 && byte < 0x7F) || (byte >= 0x80 && byte < 0xC0) || byte >= 0xF0);
+    }
     const SnapshotMetadata back = parse_metadata(text);
     ASSERT_EQ(back.version, metadata.version);
     ASSERT_EQ(back.world_size, metadata.world_size);

@@ -28,7 +28,7 @@ from support import (
 from torch import nn
 from torchsnapshot import Snapshot, StateDict, knobs
 from torchsnapshot.io_types import ReadIO, StoragePlugin, WriteIO
-from torchsnapshot.storage_plugin import url_to_storage_plugin
+from torchsnapshot.storage_plugin import register_storage_plugin, unregister_storage_plugin, url_to_storage_plugin
 from torchsnapshot.storage_plugins.fs import FSStoragePlugin
 
 MB = 1 << 20
@@ -213,6 +213,22 @@ def raw_location(bucket: Any, path: str) -> str:
 
 
 class TestPluginClasses:
+    def test_a_class_that_the_program_registers(self) -> None:
+        class Mine(plugins.MemoryPlugin):
+            pass
+
+        register_storage_plugin("mine", Mine)
+        try:
+            assert isinstance(url_to_storage_plugin("mine://x"), Mine)
+            Snapshot.take("mine://x", {"state": StateDict(sample())})
+            assert_same(restored("mine://x"), sample())
+        finally:
+            unregister_storage_plugin("mine")
+        with pytest.raises(RuntimeError, match="mine://"):
+            url_to_storage_plugin("mine://x")
+        with pytest.raises(ValueError, match="no URL scheme"):
+            register_storage_plugin("a/b", Mine)
+
     def test_url_to_storage_plugin(self, tmp_path: pathlib.Path) -> None:
         for url in (str(tmp_path), f"fs://{tmp_path}", f"://{tmp_path}"):
             plugin = url_to_storage_plugin(url)
