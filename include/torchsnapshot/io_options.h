@@ -29,6 +29,9 @@ struct IoOptions {
   std::uint32_t io_concurrency = 16;
   ProgressFn on_progress;
   NoticeFn on_notice;
+  /// Called on the calling thread about ten times a second while it waits. What it throws ends the operation, as a
+  /// stop does, and comes out of it.
+  std::function<void()> poll;
   std::stop_token stop;
 };
 

@@ -49,6 +49,11 @@ struct PyIoOptions {
 
   [[nodiscard]] IoOptions to_engine() const {
     IoOptions io;
+    // Ctrl-C: Python only notes the signal; the waiting thread has to ask for it.
+    io.poll = [] {
+      const nb::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    };
     io.memory_budget_bytes = memory_budget_bytes;
     io.io_concurrency = io_concurrency;
     if (!on_progress.is_none()) {

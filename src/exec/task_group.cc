@@ -1,12 +1,18 @@
 #include "exec/task_group.h"
 
 #include <algorithm>
+#include <chrono>
 #include <system_error>
 #include <utility>
 
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
+namespace {
+
+constexpr std::chrono::milliseconds kPollInterval{100};
+
+}  // namespace
 
 ThreadPool::ThreadPool(std::size_t threads) {
   const std::size_t count = std::max<std::size_t>(1, threads);
@@ -96,7 +102,8 @@ void TaskGroup::end_one() noexcept {
   if (--running_ == 0) ended_.notify_all();
 }
 
-void TaskGroup::wait() {
+void TaskGroup::wait(const std::function<void()>& poll) {
+  if (poll) poll_until_ended(poll);
   drain();
   std::exception_ptr error;
   {
@@ -105,6 +112,20 @@ void TaskGroup::wait() {
   }
   if (error) std::rethrow_exception(error);
   if (outer_.stop_requested()) throw Error(ErrorCode::kCancelled, "cancelled by the caller");
+}
+
+void TaskGroup::poll_until_ended(const std::function<void()>& poll) {
+  std::unique_lock lock(mutex_);
+  while (!ended_.wait_for(lock, kPollInterval, [this] { return running_ == 0; })) {
+    lock.unlock();
+    try {
+      poll();
+    } catch (...) {
+      record(std::current_exception());
+      return;  // the tasks are told to stop; asking again would only throw again
+    }
+    lock.lock();
+  }
 }
 
 void TaskGroup::record(std::exception_ptr error) noexcept {

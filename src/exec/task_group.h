@@ -51,13 +51,15 @@ class TaskGroup {
   void run(std::function<void()> task);
   /// Blocks until every task has ended. Throws the first error, or Error(kCancelled) if the outer
   /// token was the reason to stop. After that the group stays stopped; another wait() throws the same.
-  void wait();
+  /// `poll`, if there is one, is called ten times a second by the waiting thread; what it throws counts as an error.
+  void wait(const std::function<void()>& poll = nullptr);
   [[nodiscard]] std::stop_token stop_token() const noexcept { return stop_.get_token(); }
 
  private:
   void execute(std::function<void()> task) noexcept;
   void end_one() noexcept;
   void record(std::exception_ptr error) noexcept;
+  void poll_until_ended(const std::function<void()>& poll);
   void drain() noexcept;
 
   ThreadPool& pool_;

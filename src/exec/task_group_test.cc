@@ -299,5 +299,33 @@ TEST(TaskGroup, RandomSchedules) {
   }
 }
 
+TEST(TaskGroup, PollsWhileItWaits) {
+  ThreadPool pool(1);
+  TaskGroup group(pool, {});
+  std::atomic<int> polls = 0;
+  group.run([&] {
+    while (polls < 2) std::this_thread::yield();  // hangs unless the waiting thread polls
+  });
+  group.wait([&] { ++polls; });
+  EXPECT_GE(polls, 2);
+}
+
+TEST(TaskGroup, WhatPollThrowsEndsTheGroup) {
+  ThreadPool pool(1);
+  TaskGroup group(pool, {});
+  std::atomic<int> ran = 0;
+  group.run([&, stop = group.stop_token()] {
+    while (!stop.stop_requested()) std::this_thread::yield();
+  });
+  group.run([&] { ++ran; });
+  try {
+    group.wait([] { throw std::runtime_error("interrupted"); });
+    FAIL();
+  } catch (const std::runtime_error& error) {
+    EXPECT_STREQ(error.what(), "interrupted");
+  }
+  EXPECT_EQ(ran, 0);
+}
+
 }  // namespace
 }  // namespace torchsnapshot

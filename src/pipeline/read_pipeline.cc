@@ -151,7 +151,7 @@ std::vector<SharedBytes> run_blob_reads(const std::vector<BlobRead>& blobs,
       meter.add(results[i].size());
     });
   }
-  group.wait();
+  group.wait(options.poll);
   return results;
 }
 
@@ -170,7 +170,7 @@ void run_reads(const ReadPlan& plan, Storage& storage, const IoOptions& options,
       });
     }
   }
-  group.wait();
+  group.wait(options.poll);
 }
 
 }  // namespace torchsnapshot

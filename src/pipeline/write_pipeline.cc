@@ -126,7 +126,7 @@ void run_writes(const WritePlan& plan, Storage& storage, const IoOptions& option
       });
     }
   }
-  group.wait();
+  group.wait(options.poll);
   meter.finish();
 }
 

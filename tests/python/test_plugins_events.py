@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import pathlib
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -462,6 +463,28 @@ class TestKnobs:
         with knobs.override_max_per_rank_io_concurrency(concurrency), knobs.override_slab_size_threshold_bytes(9000):
             Snapshot.take(snap, {"state": StateDict(state)})
             assert_same(restored(snap), state)
+
+
+class TestInterrupt:
+    @pytest.mark.parametrize("what", ["take", "restore"])
+    def test_ctrl_c_ends_the_work_and_commits_nothing(self, what: str, bucket: Any) -> None:
+        state = {"s": StateDict({str(i): torch.full((10,), float(i)) for i in range(100)})}
+        with knobs.override_is_batching_disabled(True), knobs.override_max_per_rank_io_concurrency(1):
+            if what == "restore":
+                Snapshot.take(bucket.url, state)
+            before = dict(bucket.objects)
+            bucket.delay = 0.2  # 20 s in all
+            timer = threading.Timer(0.6, os.kill, [os.getpid(), signal.SIGINT])
+            timer.start()
+            started = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                if what == "take":
+                    Snapshot.take(bucket.url, state)
+                else:
+                    Snapshot(bucket.url).restore(state)
+            timer.join()
+        assert time.monotonic() - started < 10
+        assert bucket.objects == before
 
 
 class TestThreads:

@@ -1,0 +1,111 @@
+// CRC-32C by folding with VPCLMULQDQ, 256 bytes a step (Gopal et al., "Fast CRC Computation for Generic Polynomials
+// Using PCLMULQDQ Instruction", Intel white paper 323102).
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "integrity/crc32c_cursor.h"
+#include "integrity/crc32c_kernels.h"
+#include "integrity/crc32c_polynomial.h"
+
+#define TORCHSNAPSHOT_AVX512 __attribute__((target("sse4.2,pclmul,avx512f,avx512vl,avx512dq,vpclmulqdq")))
+
+namespace torchsnapshot::detail {
+namespace {
+
+// Folding. A 128-bit lane holds a polynomial of degree < 128, bit i being the coefficient of x^(127 - i): its low word
+// A stands for A · x^64, its high word B for B. To move it D bits ahead of other bytes is to multiply it by x^D, and A
+// · (x^(64 + D) mod P) + B · (x^D mod P) is congruent to that and fits in 128 bits again. A product of two reflected
+// 64-bit words is one bit short, so that the constants' exponents are one less; a constant is reflected in 64 bits.
+constexpr long long fold_low(std::int64_t bits) noexcept {
+  return static_cast<long long>(std::uint64_t{power_of_x(bits + 63)} << 32);
+}
+constexpr long long fold_high(std::int64_t bits) noexcept {
+  return static_cast<long long>(std::uint64_t{power_of_x(bits - 1)} << 32);
+}
+
+/// Moves each lane of `lanes` ahead by what `constants` say, and adds `next`.
+TORCHSNAPSHOT_AVX512 inline __m512i fold(__m512i lanes, __m512i constants, __m512i next) noexcept {
+  const __m512i low = _mm512_clmulepi64_epi128(lanes, constants, 0x00);
+  const __m512i high = _mm512_clmulepi64_epi128(lanes, constants, 0x11);
+  return _mm512_ternarylogic_epi64(low, high, next, 0x96);  // 0x96: XOR of three
+}
+
+TORCHSNAPSHOT_AVX512 inline __m512i fold_constants(long long low, long long high) noexcept {
+  return _mm512_set_epi64(high, low, high, low, high, low, high, low);
+}
+
+/// Fewer bytes than a fold takes.
+template <bool kCopy>
+std::uint32_t finish(std::uint32_t state, const Cursor<kCopy>& cursor) noexcept {
+  if constexpr (kCopy) {
+    return kSse42Kernel.copy(state, cursor.dst, cursor.src, cursor.left);
+  } else {
+    return kSse42Kernel.update(state, cursor.src, cursor.left);
+  }
+}
+
+template <bool kCopy>
+TORCHSNAPSHOT_AVX512 inline __m512i load(const Cursor<kCopy>& cursor, std::size_t offset) noexcept {
+  const __m512i value = _mm512_loadu_si512(cursor.src + offset);
+  if constexpr (kCopy) _mm512_storeu_si512(cursor.dst + offset, value);
+  return value;
+}
+
+template <bool kCopy>
+TORCHSNAPSHOT_AVX512 std::uint32_t run_avx512(std::uint32_t state, Cursor<kCopy> cursor) noexcept {
+  if (cursor.left < 256) return finish(state, cursor);
+  // The register belongs to the first 32 bits of what follows.
+  __m512i z0 =
+      _mm512_xor_si512(load(cursor, 0), _mm512_zextsi128_si512(_mm_cvtsi64_si128(static_cast<long long>(state))));
+  __m512i z1 = load(cursor, 64);
+  __m512i z2 = load(cursor, 128);
+  __m512i z3 = load(cursor, 192);
+  cursor.skip(256);
+  const __m512i by_2048 = fold_constants(fold_low(2048), fold_high(2048));
+  for (; cursor.left >= 256; cursor.skip(256)) {
+    z0 = fold(z0, by_2048, load(cursor, 0));
+    z1 = fold(z1, by_2048, load(cursor, 64));
+    z2 = fold(z2, by_2048, load(cursor, 128));
+    z3 = fold(z3, by_2048, load(cursor, 192));
+  }
+  const __m512i by_512 = fold_constants(fold_low(512), fold_high(512));
+  __m512i z = fold(fold(fold(z0, by_512, z1), by_512, z2), by_512, z3);
+  for (; cursor.left >= 64; cursor.skip(64)) z = fold(z, by_512, load(cursor, 0));
+  // The four lanes into the last one.
+  const __m512i by_lane = _mm512_set_epi64(0, 0, fold_high(128), fold_low(128), fold_high(256), fold_low(256),
+                                           fold_high(384), fold_low(384));
+  const __m512i last = _mm512_maskz_mov_epi64(0xC0, z);  // the constants of the last lane are 0: add it as it is
+  const __m512i moved = fold(z, by_lane, last);
+  const __m256i half = _mm256_xor_si256(_mm512_castsi512_si256(moved), _mm512_extracti64x4_epi64(moved, 1));
+  const __m128i lane = _mm_xor_si128(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  unsigned long long crc = _mm_crc32_u64(0, static_cast<std::uint64_t>(_mm_cvtsi128_si64(lane)));
+  crc = _mm_crc32_u64(crc, static_cast<std::uint64_t>(_mm_extract_epi64(lane, 1)));
+  return finish(static_cast<std::uint32_t>(crc), cursor);
+}
+
+TORCHSNAPSHOT_AVX512 std::uint32_t update(std::uint32_t state, const std::byte* data, std::size_t size) noexcept {
+  return run_avx512<false>(state, {data, nullptr, size});
+}
+
+TORCHSNAPSHOT_AVX512 std::uint32_t copy(std::uint32_t state, std::byte* dst, const std::byte* src,
+                                        std::size_t size) noexcept {
+  return run_avx512<true>(state, {src, dst, size});
+}
+
+std::uint32_t shift(std::uint32_t state, std::uint64_t zeros) noexcept {
+  return kSse42Kernel.shift(state, zeros);
+}
+
+}  // namespace
+
+constexpr Crc32cKernel kAvx512Kernel{"avx512", update, copy, shift};
+
+bool have_avx512() noexcept {
+  return have_sse42() && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+         __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("vpclmulqdq") != 0;
+}
+
+}  // namespace torchsnapshot::detail
+
+#endif
