@@ -4,11 +4,15 @@
 
 #include <immintrin.h>
 
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
 #include "integrity/crc32c_cursor.h"
 #include "integrity/crc32c_kernels.h"
 #include "integrity/crc32c_polynomial.h"
 
-#define TORCHSNAPSHOT_AVX512 __attribute__((target("sse4.2,pclmul,avx512f,avx512vl,avx512dq,vpclmulqdq")))
+#define TORCHSNAPSHOT_AVX512 __attribute__((target("avx512f,vpclmulqdq")))
 
 namespace torchsnapshot::detail {
 namespace {
@@ -72,16 +76,10 @@ TORCHSNAPSHOT_AVX512 std::uint32_t run_avx512(std::uint32_t state, Cursor<kCopy>
   const __m512i by_512 = fold_constants(fold_low(512), fold_high(512));
   __m512i z = fold(fold(fold(z0, by_512, z1), by_512, z2), by_512, z3);
   for (; cursor.left >= 64; cursor.skip(64)) z = fold(z, by_512, load(cursor, 0));
-  // The four lanes into the last one.
-  const __m512i by_lane = _mm512_set_epi64(0, 0, fold_high(128), fold_low(128), fold_high(256), fold_low(256),
-                                           fold_high(384), fold_low(384));
-  const __m512i last = _mm512_maskz_mov_epi64(0xC0, z);  // the constants of the last lane are 0: add it as it is
-  const __m512i moved = fold(z, by_lane, last);
-  const __m256i half = _mm256_xor_si256(_mm512_castsi512_si256(moved), _mm512_extracti64x4_epi64(moved, 1));
-  const __m128i lane = _mm_xor_si128(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-  unsigned long long crc = _mm_crc32_u64(0, static_cast<std::uint64_t>(_mm_cvtsi128_si64(lane)));
-  crc = _mm_crc32_u64(crc, static_cast<std::uint64_t>(_mm_extract_epi64(lane, 1)));
-  return finish(static_cast<std::uint32_t>(crc), cursor);
+  // What is folded stands for all bytes before it, the first register included.
+  alignas(64) std::array<std::byte, 64> folded;
+  _mm512_store_si512(folded.data(), z);
+  return finish(kSse42Kernel.update(0, folded.data(), folded.size()), cursor);
 }
 
 TORCHSNAPSHOT_AVX512 std::uint32_t update(std::uint32_t state, const std::byte* data, std::size_t size) noexcept {
@@ -102,8 +100,7 @@ std::uint32_t shift(std::uint32_t state, std::uint64_t zeros) noexcept {
 constexpr Crc32cKernel kAvx512Kernel{"avx512", update, copy, shift};
 
 bool have_avx512() noexcept {
-  return have_sse42() && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
-         __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("vpclmulqdq") != 0;
+  return have_sse42() && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("vpclmulqdq") != 0;
 }
 
 }  // namespace torchsnapshot::detail

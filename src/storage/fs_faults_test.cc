@@ -43,6 +43,12 @@ class HookedSys : public Sys {
   int start_writeback(int fd, off_t offset, off_t size) override {
     return fails("start_writeback") ? -1 : Sys::start_writeback(fd, offset, size);
   }
+  int wait_writeback(int fd, off_t offset, off_t size) override {
+    return fails("wait_writeback") ? -1 : Sys::wait_writeback(fd, offset, size);
+  }
+  int drop_cache(int fd, off_t offset, off_t size) override {
+    return fails("drop_cache") ? -1 : Sys::drop_cache(fd, offset, size);
+  }
   int fsync(int) override { return fails("fsync") ? -1 : 0; }  // the disk itself is not under test
   int fdatasync(int) override { return fails("fdatasync") ? -1 : 0; }
   int fstat(int fd, struct stat* info) override { return fails("fstat") ? -1 : Sys::fstat(fd, info); }
@@ -134,6 +140,9 @@ int open_descriptors() {
 }
 
 /// All that a take, a restore and a prune ask of a storage.
+// Large enough to be dropped from the page cache behind the write.
+const std::string kLarge(1 << 20, 'y');
+
 void use_everything(Storage& storage) {
   {
     const auto writer = storage.create("data/0/x", 10, {});
@@ -141,7 +150,7 @@ void use_everything(Storage& storage) {
     writer->write(0, bytes_of("01234"));
     writer->finish();
   }
-  put(storage, "data/y", "yy");
+  put(storage, "data/y", kLarge);
   storage.sync();
   storage.publish("meta", "new");
   EXPECT_EQ(storage.sizes(Strings{"data/0/x", "meta"}, {}).size(), 2U);
@@ -157,7 +166,7 @@ void use_everything(Storage& storage) {
 // Each system call fails once. Either that is reported, or it does not matter; and nothing half-made is left.
 TEST(FsFaults, EverySystemCallFailsOnce) {
   // What only cleans up, only gives a hint, or closes something that was only read.
-  const std::set<std::string> harmless{"start_writeback", "rmdir", "closedir", "close"};
+  const std::set<std::string> harmless{"start_writeback", "drop_cache", "rmdir", "closedir", "close"};
   for (const auto& [error, code] : {std::pair(EIO, ErrorCode::kIo), std::pair(ENOSPC, ErrorCode::kNoSpace),
                                     std::pair(EACCES, ErrorCode::kPermissionDenied)}) {
     std::set<std::string> seen;
@@ -190,7 +199,7 @@ TEST(FsFaults, EverySystemCallFailsOnce) {
         if (location == "data/0/x") {
           EXPECT_EQ(content, "0123456789");
         } else if (location == "data/y") {
-          EXPECT_EQ(content, "yy");
+          EXPECT_EQ(content, kLarge);
         } else if (location == "meta") {
           EXPECT_EQ(content, "new");
         } else {
@@ -198,9 +207,9 @@ TEST(FsFaults, EverySystemCallFailsOnce) {
         }
       }
     }
-    EXPECT_EQ(seen, (std::set<std::string>{"open", "close", "pread", "pwrite", "fallocate", "start_writeback", "fsync",
-                                           "fdatasync", "fstat", "stat", "mkdir", "rmdir", "unlink", "rename",
-                                           "fdopendir", "readdir", "closedir"}));
+    EXPECT_EQ(seen, (std::set<std::string>{"open", "close", "pread", "pwrite", "fallocate", "start_writeback",
+                                           "wait_writeback", "drop_cache", "fsync", "fdatasync", "fstat", "stat",
+                                           "mkdir", "rmdir", "unlink", "rename", "fdopendir", "readdir", "closedir"}));
   }
 }
 

@@ -52,6 +52,14 @@ int Sys::ftruncate(int fd, off_t size) {
 int Sys::start_writeback(int fd, off_t offset, off_t size) {
   return ::sync_file_range(fd, offset, size, SYNC_FILE_RANGE_WRITE);
 }
+int Sys::wait_writeback(int fd, off_t offset, off_t size) {
+  return ::sync_file_range(fd, offset, size,
+                           SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+}
+int Sys::drop_cache(int fd, off_t offset, off_t size) {
+  errno = ::posix_fadvise(fd, offset, size, POSIX_FADV_DONTNEED);
+  return errno == 0 ? 0 : -1;
+}
 int Sys::fsync(int fd) {
   return ::fsync(fd);
 }

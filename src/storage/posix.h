@@ -32,6 +32,8 @@ class Sys {
   virtual int fallocate(int fd, off_t size);  ///< mode 0, from offset 0
   virtual int ftruncate(int fd, off_t size);
   virtual int start_writeback(int fd, off_t offset, off_t size);  ///< sync_file_range, without waiting
+  virtual int wait_writeback(int fd, off_t offset, off_t size);   ///< sync_file_range, until the range is written
+  virtual int drop_cache(int fd, off_t offset, off_t size);       ///< posix_fadvise(DONTNEED)
   virtual int fsync(int fd);
   virtual int fdatasync(int fd);
   virtual int fstat(int fd, struct stat* info);
