@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/path_codec.h"
+#include "storage/object_checks.h"
 #include "text.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/manifest.h"
@@ -33,10 +34,6 @@ class Handle {
   PyObject* object_;
 };
 
-void check_stop(const std::stop_token& stop) {
-  if (stop.stop_requested()) throw Error(ErrorCode::kCancelled, "cancelled");
-}
-
 /// Copies what a plugin returned; it must be `expected` bytes long.
 void copy_result(const nb::object& result, std::span<std::byte> out, const std::string& location) {
   Py_buffer buffer{};
@@ -50,27 +47,39 @@ void copy_result(const nb::object& result, std::span<std::byte> out, const std::
   }
 }
 
+/// Collects the object in a bytearray, which stays valid if the plugin keeps a reference to what it is given.
 class PluginWriter final : public ObjectWriter {
  public:
   PluginWriter(std::shared_ptr<Handle> bridge, std::string location, std::uint64_t size)
-      : bridge_(std::move(bridge)), location_(std::move(location)), content_(size) {}
+      : bridge_(std::move(bridge)), location_(std::move(location)), progress_(size) {
+    const nb::gil_scoped_acquire gil;
+    nb::object content = nb::steal(PyByteArray_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+    if (!content.is_valid()) nb::raise_python_error();
+    data_ = PyByteArray_AS_STRING(content.ptr());
+    content_ = std::make_unique<Handle>(std::move(content));
+  }
 
   void write(std::uint64_t offset, std::span<const std::byte> data) override {
-    if (!data.empty()) std::memcpy(content_.data() + offset, data.data(), data.size());
+    progress_.check_block(offset, data.size(), location_);
+    if (!data.empty()) std::memcpy(data_ + offset, data.data(), data.size());
+    progress_.add(data.size());
   }
 
   void finish() override {
+    progress_.check_complete(location_);
     const nb::gil_scoped_acquire gil;
-    const nb::object view = nb::steal(PyMemoryView_FromMemory(reinterpret_cast<char*>(content_.data()),
-                                                              static_cast<Py_ssize_t>(content_.size()), PyBUF_READ));
+    const nb::object view = nb::steal(PyMemoryView_FromObject(content_->get().ptr()));
+    if (!view.is_valid()) nb::raise_python_error();
     bridge_->get().attr("write")(to_str(location_), view);
-    std::vector<std::byte>().swap(content_);
+    content_.reset();
   }
 
  private:
   std::shared_ptr<Handle> bridge_;
   std::string location_;
-  std::vector<std::byte> content_;
+  WriteProgress progress_;
+  std::unique_ptr<Handle> content_;
+  char* data_ = nullptr;
 };
 
 class PluginReader final : public ObjectReader {
@@ -97,19 +106,19 @@ class PluginStorage final : public Storage {
   [[nodiscard]] std::string url() const override { return url_; }
 
   std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
-    check_stop(stop);
+    check_stop(stop, "create", name_of(location));
     check_location(location);
     return std::make_unique<PluginWriter>(bridge_, location, size);
   }
 
   std::unique_ptr<ObjectReader> open(const std::string& location, std::stop_token stop) override {
-    check_stop(stop);
+    check_stop(stop, "open", name_of(location));
     check_location(location);
     return std::make_unique<PluginReader>(bridge_, location);
   }
 
   std::string read_all(const std::string& location, std::uint64_t limit, std::stop_token stop) override {
-    check_stop(stop);
+    check_stop(stop, "read", name_of(location));
     check_location(location);
     const nb::gil_scoped_acquire gil;
     nb::object result;
@@ -118,18 +127,18 @@ class PluginStorage final : public Storage {
     } catch (nb::python_error& error) {
       // What "not there" looks like to a plugin; the engine has to know it from failures.
       if (error.matches(PyExc_FileNotFoundError) || error.matches(PyExc_KeyError)) {
-        throw Error(ErrorCode::kNotFound, url_ + "/" + location + ": not found");
+        throw Error(ErrorCode::kNotFound, name_of(location) + ": not found");
       }
       // What a failure to read the metadata means is for the engine to say; any other passes through.
       if (location != kMetadataName) throw;
       const std::string text = nb::cast<std::string>(nb::str(error.value()));
       const std::string type = nb::cast<std::string>(error.type().attr("__name__"));
-      throw Error(ErrorCode::kIo, url_ + "/" + location + ": " + type + ": " + text);
+      throw Error(ErrorCode::kIo, name_of(location) + ": " + type + ": " + text);
     }
     const nb::object bytes = nb::steal(PyBytes_FromObject(result.ptr()));
     if (!bytes.is_valid()) nb::raise_python_error();
     if (static_cast<std::uint64_t>(PyBytes_GET_SIZE(bytes.ptr())) > limit) {
-      throw Error(ErrorCode::kCorrupt, url_ + "/" + location + ": larger than " + std::to_string(limit) + " bytes");
+      throw Error(ErrorCode::kCorrupt, name_of(location) + ": larger than " + std::to_string(limit) + " bytes");
     }
     return {PyBytes_AS_STRING(bytes.ptr()), static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.ptr()))};
   }
@@ -143,9 +152,7 @@ class PluginStorage final : public Storage {
   void publish(const std::string& location, std::string_view content) override {
     check_location(location);
     const nb::gil_scoped_acquire gil;
-    const nb::object view = nb::steal(PyMemoryView_FromMemory(const_cast<char*>(content.data()),
-                                                              static_cast<Py_ssize_t>(content.size()), PyBUF_READ));
-    bridge_->get().attr("write")(to_str(location), view);
+    bridge_->get().attr("write")(to_str(location), to_bytes(content));
   }
 
   std::vector<std::string> list(const std::string&) override {
@@ -160,12 +167,14 @@ class PluginStorage final : public Storage {
       } catch (nb::python_error& error) {
         if (error.matches(PyExc_FileNotFoundError) || error.matches(PyExc_KeyError)) continue;
         // Removing is best effort at every place it is done: told, never fatal.
-        throw Error(ErrorCode::kIo, url_ + "/" + location + ": delete: " + error.what());
+        throw Error(ErrorCode::kIo, name_of(location) + ": delete: " + error.what());
       }
     }
   }
 
  private:
+  [[nodiscard]] std::string name_of(const std::string& location) const { return url_ + "/" + location; }
+
   std::shared_ptr<Handle> bridge_;
   std::string url_;
 };

@@ -111,7 +111,9 @@ TEST(ChecksumBuilderTest, AnyPiecesInAnyOrderGiveTheSameTable) {
 TEST(ChecksumBuilderTest, FromSeveralThreads) {
   std::mt19937_64 random(2);
   for (int round = 0; round < 60; ++round) {
-    const auto [object, block_bytes] = random_case(random);
+    const Case drawn = random_case(random);
+    const auto& object = drawn.object;
+    const std::uint64_t block_bytes = drawn.block_bytes;
     ChecksumBuilder builder(object.size(), block_bytes);
     std::vector<std::byte> copy(object.size());
     on_threads(random_pieces(random, object.size(), block_bytes, 300), [&](ByteRange piece) {
@@ -233,7 +235,9 @@ TEST(FindMismatchesTest, LooksAtWholeBlocksOnly) {
 TEST(ChecksumVerifierTest, FindsExactlyTheWrongBlocks) {
   std::mt19937_64 random(6);
   for (int round = 0; round < 400; ++round) {
-    auto [object, block_bytes] = random_case(random);
+    Case drawn = random_case(random);
+    auto& object = drawn.object;
+    const std::uint64_t block_bytes = drawn.block_bytes;
     const ChecksumTable table = direct_table(object, block_bytes);
     std::vector<ByteRange> wrong;
     for (std::size_t i = 0; i < random() % 4 && !object.empty(); ++i) {
@@ -295,9 +299,8 @@ TEST(ChecksumVerifierTest, RangesWithTheirExtraReads) {
     }
     ASSERT_TRUE(verifier.is_verified(wanted));
     ASSERT_TRUE(verifier.is_verified(cover));
-    if (cover.begin > 0) ASSERT_FALSE(verifier.is_verified({cover.begin - 1, cover.end}));
-    if (cover.end < object.size()) ASSERT_FALSE(verifier.is_verified({cover.begin, cover.end + 1}));
-    ASSERT_FALSE(verifier.is_verified({cover.begin, object.size() + 1})) << "past the end";
+    ASSERT_TRUE(cover.begin == 0 || !verifier.is_verified({cover.begin - 1, cover.end}));
+    ASSERT_FALSE(verifier.is_verified({cover.begin, cover.end + 1})) << "not arrived, or past the end";
   }
 }
 

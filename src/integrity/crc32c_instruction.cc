@@ -11,7 +11,10 @@
 #include <sys/auxv.h>
 #endif
 
-#include "integrity/crc32c_cursor.h"
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
 #include "integrity/crc32c_kernels.h"
 #include "integrity/crc32c_polynomial.h"
 
@@ -19,8 +22,13 @@
 #define TORCHSNAPSHOT_CRC __attribute__((target("sse4.2,pclmul")))
 #elif defined(__clang__)
 #define TORCHSNAPSHOT_CRC __attribute__((target("crc,crypto")))
+// Its <arm_acle.h> has them only when the whole file is compiled for a processor with CRC instructions.
+#define TORCHSNAPSHOT_CRC_WORD __builtin_arm_crc32cd
+#define TORCHSNAPSHOT_CRC_BYTE __builtin_arm_crc32cb
 #else
 #define TORCHSNAPSHOT_CRC __attribute__((target("+crc+crypto")))
+#define TORCHSNAPSHOT_CRC_WORD __crc32cd
+#define TORCHSNAPSHOT_CRC_BYTE __crc32cb
 #endif
 
 namespace torchsnapshot::detail {
@@ -46,11 +54,11 @@ TORCHSNAPSHOT_CRC inline std::uint64_t carryless(std::uint32_t a, std::uint32_t 
 #else
 
 TORCHSNAPSHOT_CRC inline std::uint32_t crc_word(std::uint32_t state, std::uint64_t word) noexcept {
-  return __crc32cd(state, word);
+  return TORCHSNAPSHOT_CRC_WORD(state, word);
 }
 
 TORCHSNAPSHOT_CRC inline std::uint32_t crc_byte(std::uint32_t state, std::byte value) noexcept {
-  return __crc32cb(state, std::to_integer<std::uint8_t>(value));
+  return TORCHSNAPSHOT_CRC_BYTE(state, std::to_integer<std::uint8_t>(value));
 }
 
 /// The 64-bit carry-less product of two 32-bit words.
@@ -60,55 +68,48 @@ TORCHSNAPSHOT_CRC inline std::uint64_t carryless(std::uint32_t a, std::uint32_t 
 
 #endif
 
-/// Three neighbouring lanes of kLane bytes at a time: the instruction takes three cycles, and one can start in each.
-/// The lanes' registers a, b and c are joined as a · x^(16 kLane) + b · x^(8 kLane) + c (as for kShiftCarryless).
-template <bool kCopy, std::size_t kLane>
-TORCHSNAPSHOT_CRC inline std::uint32_t three_lanes(std::uint32_t state, Cursor<kCopy>& cursor) noexcept {
-  static_assert(kLane % 8 == 0 && kLane > 0);
+inline std::uint64_t load(const std::byte* p) noexcept {
+  std::uint64_t word = 0;
+  std::memcpy(&word, p, sizeof word);  // both processors are little-endian, as the register is
+  return word;
+}
+
+/// Three neighbouring lanes of kLane bytes at a time, as long as there are so many: the instruction takes about three
+/// cycles, and one can start in each. The lanes' registers a, b and c are joined as
+/// a · x^(16 kLane) + b · x^(8 kLane) + c (with the constants as for kShiftCarryless).
+template <std::size_t kLane>
+TORCHSNAPSHOT_CRC inline std::uint32_t three_lanes(std::uint32_t state, const std::byte*& data,
+                                                   std::size_t& size) noexcept {
   constexpr std::uint32_t one_lane = power_of_x(8 * static_cast<std::int64_t>(kLane) - 33);
   constexpr std::uint32_t two_lanes = power_of_x(16 * static_cast<std::int64_t>(kLane) - 33);
-  while (cursor.left >= 3 * kLane) {
+  constexpr std::size_t step = kLane % 64 == 0 ? 64 : 8;
+  static_assert(kLane % 8 == 0 && kLane > 0);
+  for (; size >= 3 * kLane; data += 3 * kLane, size -= 3 * kLane) {
     std::uint32_t a = state;
     std::uint32_t b = 0;
     std::uint32_t c = 0;
-    for (std::size_t i = 0; i < kLane; i += 8) {
-      a = crc_word(a, cursor.word(i));
-      b = crc_word(b, cursor.word(kLane + i));
-      c = crc_word(c, cursor.word(2 * kLane + i));
+    for (std::size_t i = 0; i < kLane; i += step) {
+      if constexpr (step == 64) {  // the processor's own prefetching is slow to see three streams that jump
+        for (std::size_t lane = 3; lane < 6; ++lane) __builtin_prefetch(data + lane * kLane + i);
+      }
+      for (std::size_t k = i; k < i + step; k += 8) {
+        a = crc_word(a, load(data + k));
+        b = crc_word(b, load(data + kLane + k));
+        c = crc_word(c, load(data + 2 * kLane + k));
+      }
     }
     state = crc_word(0, carryless(a, two_lanes) ^ carryless(b, one_lane)) ^ c;
-    cursor.skip(3 * kLane);
   }
   return state;
-}
-
-template <bool kCopy>
-TORCHSNAPSHOT_CRC inline std::uint32_t one_stream(std::uint32_t state, Cursor<kCopy> cursor) noexcept {
-  for (; cursor.left >= 8; cursor.skip(8)) state = crc_word(state, cursor.word(0));
-  for (; cursor.left != 0; cursor.skip(1)) {
-    const std::byte value = *cursor.src;
-    if constexpr (kCopy) *cursor.dst = value;
-    state = crc_byte(state, value);
-  }
-  return state;
-}
-
-template <bool kCopy>
-TORCHSNAPSHOT_CRC std::uint32_t run(std::uint32_t state, Cursor<kCopy> cursor) noexcept {
-  // No lane is a multiple of the page: loads and stores at the same offset in a page hinder each other.
-  state = three_lanes<kCopy, 1344>(state, cursor);
-  state = three_lanes<kCopy, 192>(state, cursor);
-  state = three_lanes<kCopy, 32>(state, cursor);
-  return one_stream<kCopy>(state, cursor);
 }
 
 TORCHSNAPSHOT_CRC std::uint32_t update(std::uint32_t state, const std::byte* data, std::size_t size) noexcept {
-  return run<false>(state, {data, nullptr, size});
-}
-
-TORCHSNAPSHOT_CRC std::uint32_t copy(std::uint32_t state, std::byte* dst, const std::byte* src,
-                                     std::size_t size) noexcept {
-  return run<true>(state, {src, dst, size});
+  state = three_lanes<1344>(state, data, size);
+  state = three_lanes<192>(state, data, size);
+  state = three_lanes<32>(state, data, size);
+  for (; size >= 8; data += 8, size -= 8) state = crc_word(state, load(data));
+  for (; size != 0; ++data, --size) state = crc_byte(state, *data);
+  return state;
 }
 
 TORCHSNAPSHOT_CRC std::uint32_t shift(std::uint32_t state, std::uint64_t zeros) noexcept {
@@ -122,7 +123,7 @@ TORCHSNAPSHOT_CRC std::uint32_t shift(std::uint32_t state, std::uint64_t zeros) 
 
 #if defined(__x86_64__)
 
-constexpr Crc32cKernel kSse42Kernel{"sse42", update, copy, shift};
+constexpr Crc32cKernel kSse42Kernel{"sse42", update, copy_in_chunks<update>, shift};
 
 bool have_sse42() noexcept {
   __builtin_cpu_init();
@@ -131,7 +132,7 @@ bool have_sse42() noexcept {
 
 #else
 
-constexpr Crc32cKernel kArmv8Kernel{"armv8", update, copy, shift};
+constexpr Crc32cKernel kArmv8Kernel{"armv8", update, copy_in_chunks<update>, shift};
 
 bool have_armv8() noexcept {
   constexpr unsigned long pmull = 1UL << 4;  // HWCAP_PMULL

@@ -3,12 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 
 namespace torchsnapshot::detail {
 
-/// One way. `state` is the CRC's register: the CRC's inverse. Kernels copy what they have loaded, so that
-/// the CRC is that of `dst`.
+/// One way. `state` is the CRC's register: the CRC's inverse. When it copies, the CRC is of
+/// what arrives in `dst`.
 struct Crc32cKernel {
   const char* name;
   /// The register after `size` more bytes.
@@ -18,6 +19,21 @@ struct Crc32cKernel {
   /// The register after `zeros` zero bytes.
   std::uint32_t (*shift)(std::uint32_t state, std::uint64_t zeros) noexcept;
 };
+
+/// Crc32cKernel::copy by memcpy of so little at a time that its CRC is taken from the first-level cache.
+template <std::uint32_t (*kUpdate)(std::uint32_t, const std::byte*, std::size_t) noexcept>
+std::uint32_t copy_in_chunks(std::uint32_t state, std::byte* dst, const std::byte* src, std::size_t size) noexcept {
+  constexpr std::size_t max_chunk = 8192;
+  while (size != 0) {
+    const std::size_t chunk = size < max_chunk ? size : max_chunk;
+    std::memcpy(dst, src, chunk);
+    state = kUpdate(state, dst, chunk);
+    dst += chunk;
+    src += chunk;
+    size -= chunk;
+  }
+  return state;
+}
 
 /// Those that this processor and its operating system can run, the slowest first; "table" always.
 std::span<const Crc32cKernel> crc32c_kernels() noexcept;

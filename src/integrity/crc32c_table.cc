@@ -1,7 +1,6 @@
 // CRC-32C without special instructions: eight tables, eight bytes a step ("slicing by 8": Kounavis and Berry, "A
 // Systematic Approach to Building High Performance Software-Based CRC Generators", ISCC 2005).
 #include <array>
-#include <cstring>
 
 #include "integrity/crc32c_kernels.h"
 #include "integrity/crc32c_polynomial.h"
@@ -26,9 +25,6 @@ constexpr SliceTables make_slice_tables() noexcept {
 
 constexpr SliceTables kSlices = make_slice_tables();
 
-/// Bytes of a copy that are still in the first-level cache when their CRC is taken.
-constexpr std::size_t kCopyChunk = 4096;
-
 std::uint32_t load32(const std::byte* p) noexcept {
   return std::to_integer<std::uint32_t>(p[0]) | std::to_integer<std::uint32_t>(p[1]) << 8 |
          std::to_integer<std::uint32_t>(p[2]) << 16 | std::to_integer<std::uint32_t>(p[3]) << 24;
@@ -48,18 +44,6 @@ std::uint32_t update(std::uint32_t state, const std::byte* data, std::size_t siz
   return state;
 }
 
-std::uint32_t copy(std::uint32_t state, std::byte* dst, const std::byte* src, std::size_t size) noexcept {
-  while (size != 0) {
-    const std::size_t chunk = size < kCopyChunk ? size : kCopyChunk;
-    std::memcpy(dst, src, chunk);
-    state = update(state, dst, chunk);
-    dst += chunk;
-    src += chunk;
-    size -= chunk;
-  }
-  return state;
-}
-
 std::uint32_t shift(std::uint32_t state, std::uint64_t zeros) noexcept {
   for (std::size_t k = 0; zeros != 0; ++k, zeros >>= 4) {
     if ((zeros & 15) != 0) state = times(state, kShift[k][zeros & 15]);
@@ -69,6 +53,6 @@ std::uint32_t shift(std::uint32_t state, std::uint64_t zeros) noexcept {
 
 }  // namespace
 
-constexpr Crc32cKernel kTableKernel{"table", update, copy, shift};
+constexpr Crc32cKernel kTableKernel{"table", update, copy_in_chunks<update>, shift};
 
 }  // namespace torchsnapshot::detail

@@ -73,13 +73,13 @@ const struct {
     {std::string(32, '\xFF'), 0x62A8AB43},
     {[] {
        std::string text;
-       for (char i = 0; i < 32; ++i) text += i;
+       for (int i = 0; i < 32; ++i) text += static_cast<char>(i);
        return text;
      }(),
      0x46DD794E},
     {[] {
        std::string text;
-       for (char i = 31; i >= 0; --i) text += i;
+       for (int i = 31; i >= 0; --i) text += static_cast<char>(i);
        return text;
      }(),
      0x113FDB5C},
@@ -187,11 +187,16 @@ TEST_P(KernelTest, ShiftsAddUp) {
 
 TEST_P(KernelTest, LongInput) {
   std::mt19937_64 random(7);
-  const auto bytes = random_bytes(random, (1 << 20) + 13);
+  const auto bytes = random_bytes(random, (300 << 10) + 13);
   EXPECT_EQ(GetParam().update(3, bytes.data(), bytes.size()), reference_update(3, bytes));
-  std::vector<std::byte> dst(bytes.size());
-  EXPECT_EQ(GetParam().copy(3, dst.data(), bytes.data(), bytes.size()), reference_update(3, bytes));
-  EXPECT_EQ(dst, bytes);
+  for (const std::size_t at : {0U, 1U, 32U, 63U, 64U}) {
+    std::vector<std::byte> dst(bytes.size() + 128, std::byte{0xA5});
+    ASSERT_EQ(GetParam().copy(3, dst.data() + at, bytes.data(), bytes.size()), reference_update(3, bytes));
+    const auto begin = dst.begin() + static_cast<std::ptrdiff_t>(at);
+    const auto end = begin + static_cast<std::ptrdiff_t>(bytes.size());
+    ASSERT_TRUE(std::equal(begin, end, bytes.begin()));
+    ASSERT_EQ(std::count(dst.begin(), begin, std::byte{0xA5}) + std::count(end, dst.end(), std::byte{0xA5}), 128);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, KernelTest,
