@@ -70,7 +70,7 @@ struct ReadOptions {
 /// A handle to a snapshot. Nothing is read until needed. Thread-safe.
 class Snapshot {
  public:
-  explicit Snapshot(std::string url, const StorageOptions& storage_options = {});
+  explicit Snapshot(const std::string& url, const StorageOptions& storage_options = {});
   explicit Snapshot(std::shared_ptr<Storage> storage);
 
   /// Saves `app` and commits. The memory that its tensors view must not change meanwhile.

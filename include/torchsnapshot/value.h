@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -116,9 +117,10 @@ class Value {
   using Variant = std::variant<Integer, double, bool, std::string, Bytes, TensorView, ShardedTensor, EncodedTensor,
                                Opaque, List, Dict>;
 
-  template <typename T>
-  requires std::is_constructible_v<Variant, T&&> &&(!std::is_same_v<std::remove_cvref_t<T>, Value>)Value(T&& value)
-      : node_(std::forward<T>(value)) {}  // NOLINT(google-explicit-constructor)
+  /// Implicit, so that trees can be written down as they are.
+  template <typename T, typename = std::enable_if_t<!std::is_same_v<std::remove_cvref_t<T>, Value> &&
+                                                    std::is_constructible_v<Variant, T&&>>>
+  Value(T&& value) : node_(std::forward<T>(value)) {}  // NOLINT(google-explicit-constructor)
 
   [[nodiscard]] const Variant& node() const noexcept { return node_; }
   [[nodiscard]] Variant& node() noexcept { return node_; }

@@ -20,7 +20,7 @@ SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop) {
   }
 }
 
-Snapshot::Snapshot(std::string url, const StorageOptions& storage_options)
+Snapshot::Snapshot(const std::string& url, const StorageOptions& storage_options)
     : storage_(open_storage(url, storage_options)) {}
 
 Snapshot::Snapshot(std::shared_ptr<Storage> storage) : storage_(std::move(storage)) {}

@@ -62,7 +62,7 @@ void flatten(const Value& root, const std::string& root_path, FlatState& out) {
   flatten_node(root, root_path, 0, out);
 }
 
-Inflater::Inflater(std::string root_path, std::vector<FlatContainer> containers,
+Inflater::Inflater(const std::string& root_path, std::vector<FlatContainer> containers,
                    const std::vector<std::string>& leaf_paths) {
   nodes_.reserve(containers.size() + leaf_paths.size());
   for (FlatContainer& container : containers) {
