@@ -32,7 +32,8 @@ if [[ $what != cpp ]]; then
     environment+=(LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1:allocator_may_return_null=1
                   UBSAN_OPTIONS="print_stacktrace=1:suppressions=$PWD/tools/sanitizers/ubsan.supp")
   fi
-  env "${environment[@]}" "$VENV/bin/python" -m pytest --junitxml="$results/python.xml" "$@" || failed=1
+  # A shell's background jobs ignore Ctrl-C, and so would the tests of it.
+  env --default-signal=INT "${environment[@]}" "$VENV/bin/python" -m pytest --junitxml="$results/python.xml" "$@" || failed=1
 fi
 
 "$VENV/bin/python" tools/count_tests.py "$results" || failed=1
