@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -477,11 +478,9 @@ class TestInterrupt:
             timer = threading.Timer(0.6, os.kill, [os.getpid(), signal.SIGINT])
             timer.start()
             started = time.monotonic()
+            act = Snapshot(bucket.url).restore if what == "restore" else partial(Snapshot.take, bucket.url)
             with pytest.raises(KeyboardInterrupt):
-                if what == "take":
-                    Snapshot.take(bucket.url, state)
-                else:
-                    Snapshot(bucket.url).restore(state)
+                act(state)
             timer.join()
         assert time.monotonic() - started < 10
         assert bucket.objects == before
