@@ -132,7 +132,7 @@ class Planner {
     known_.reserve(state_.leaves.size());
     for (leaf_ = 0; leaf_ < state_.leaves.size(); ++leaf_) {
       try {
-        std::visit([this](const auto& node) { collect(node); }, state_.leaves[leaf_].value->node());
+        std::visit([&](const auto& node) { collect(node); }, state_.leaves[leaf_].value->node());
       } catch (const Error& error) {
         throw error.with_context("planning " + path_of(leaf_));
       }
