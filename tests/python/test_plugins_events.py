@@ -337,9 +337,15 @@ class TestEvents:
 
 
 class TestProgress:
+    # A fast machine is done before the line would appear, so the programs of these tests show it at once.
     CODE = """
 import sys, torch
 from torchsnapshot import Snapshot, StateDict
+from torchsnapshot import snapshot as module
+class EagerLine(module.ProgressLine):
+    def __init__(self, label, *, delay, **options):
+        super().__init__(label, delay=0 if delay < 1 else delay, **options)
+module.ProgressLine = EagerLine
 state = StateDict({f"t{i}": torch.rand(16 << 20) for i in range(6)})
 Snapshot.take(sys.argv[1], {"state": state}, progress=eval(sys.argv[2]))
 Snapshot(sys.argv[1]).restore({"state": state}, progress=eval(sys.argv[2]))
