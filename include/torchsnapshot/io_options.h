@@ -27,6 +27,8 @@ struct IoOptions {
   std::uint64_t memory_budget_bytes = 0;
   /// Blocks in flight at once.
   std::uint32_t io_concurrency = 16;
+  /// A take writes checksums beside the data, and whatever reads verifies what it reads by them, the metadata included.
+  bool checksums = true;
   ProgressFn on_progress;
   NoticeFn on_notice;
   /// Called on the calling thread about ten times a second while it waits. What it throws ends the operation, as a

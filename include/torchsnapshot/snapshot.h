@@ -4,11 +4,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "torchsnapshot/corruption.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/io_options.h"
 #include "torchsnapshot/manifest.h"
@@ -36,6 +36,7 @@ struct RestoreReport {
   std::vector<std::string> missing;     ///< in the target, not in the snapshot
   std::vector<std::string> unexpected;  ///< in the snapshot, not in the target
   std::vector<std::string> mismatched;  ///< another type, dtype or shape: the saved value was delivered
+  std::vector<Corruption> corrupt;      ///< damage on storage, with RestoreOptions::keep_going
 };
 
 /// Makes memory for a tensor that the target has none for: dense, row-major, on the CPU, writable.
@@ -50,6 +51,9 @@ struct RestoreOptions {
   IoOptions io;
   /// False: a key of the app state that the snapshot lacks is reported instead of being an error.
   bool strict = true;
+  /// True: bytes that fail verification are reported instead of being an error. A tensor that has some then holds what
+  /// is on storage; an object keeps the target's value, and is an error if there is none.
+  bool keep_going = false;
   /// Keys whose tensors must match in dtype and shape; a mismatch is an Error(kTypeMismatch) that
   /// names the paths, before anything is read.
   std::vector<std::string> exact_keys;
@@ -93,19 +97,17 @@ class Snapshot {
   /// The saved tree of one key as rank `rank` sees it.
   [[nodiscard]] Value read_state(const std::string& key, std::int64_t rank, const ReadOptions& options = {}) const;
 
-  /// The metadata; read once. Throws Error(kNotASnapshot) when there is none or it can't be read.
-  [[nodiscard]] std::shared_ptr<const SnapshotMetadata> metadata() const;
+  /// The metadata; read once. Throws Error(kNotASnapshot) when there is none or it can't be read, and, with `verify`,
+  /// when it is not what was written.
+  [[nodiscard]] std::shared_ptr<const SnapshotMetadata> metadata(bool verify = true) const;
 
   [[nodiscard]] const std::shared_ptr<Storage>& storage() const noexcept { return storage_; }
 
  private:
-  struct Cache {
-    std::mutex mutex;
-    std::shared_ptr<const SnapshotMetadata> metadata;
-  };
+  struct Cache;
 
   std::shared_ptr<Storage> storage_;
-  std::shared_ptr<Cache> cache_ = std::make_shared<Cache>();
+  std::shared_ptr<Cache> cache_;  ///< what was read; shared by copies
 };
 
 }  // namespace torchsnapshot

@@ -207,7 +207,10 @@ Value ToValue::convert_special_tensor(PyObject* tensor) {
 
 Value ToValue::convert_opaque(PyObject* object) {
   Opaque opaque;
-  if (purpose_ == Purpose::kFill) return opaque;
+  if (purpose_ == Purpose::kFill) {
+    opaque.owner = borrow(object);  // stays, if what was saved is damaged
+    return opaque;
+  }
   const auto form = nb::cast<nb::tuple>(Hooks::get().serialize(nb::handle(object), to_str(path())));
   opaque.serializer = "torch_save";
   opaque.type_name = nb::cast<std::string>(form[0]);

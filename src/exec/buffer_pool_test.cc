@@ -11,7 +11,7 @@ namespace torchsnapshot {
 namespace {
 
 TEST(BufferPool, GivesTheSameMemoryAgain) {
-  BufferPool pool(8192);
+  BufferPool pool(8192, 4);
   const std::byte* first = nullptr;
   {
     const auto buffer = pool.acquire();
@@ -26,7 +26,7 @@ TEST(BufferPool, GivesTheSameMemoryAgain) {
 }
 
 TEST(BufferPool, AMovedBufferIsGivenBackOnce) {
-  BufferPool pool(4096);
+  BufferPool pool(4096, 4);
   {
     auto buffer = pool.acquire();
     const auto moved = std::move(buffer);
@@ -37,10 +37,30 @@ TEST(BufferPool, AMovedBufferIsGivenBackOnce) {
   EXPECT_NE(a.span().data(), b.span().data());
 }
 
+TEST(BufferPool, KeepsSoManyAndNoMore) {
+  BufferPool pool(kStagingBufferBytes, 2);
+  const auto use_four = [&pool] {
+    std::vector<BufferPool::Buffer> buffers;
+    for (int i = 0; i < 4; ++i) {
+      buffers.push_back(pool.acquire());
+      EXPECT_EQ(reinterpret_cast<std::uintptr_t>(buffers.back().span().data()) % (2 << 20), 0U);
+      std::memset(buffers.back().span().data(), i, buffers.back().span().size());
+    }
+    EXPECT_EQ(pool.count(), 4U);
+  };
+  use_four();
+  EXPECT_EQ(pool.count(), 2U);
+  pool.keep_at_least(3);
+  use_four();
+  EXPECT_EQ(pool.count(), 3U);
+  pool.keep_at_most(1);
+  EXPECT_EQ(pool.count(), 1U);
+}
+
 // Nobody else writes into a buffer while it is on loan.
 TEST(BufferPool, RandomSchedules) {
   for (int round = 0; round < 100; ++round) {
-    BufferPool pool(4096);
+    BufferPool pool(4096, 4);
     std::vector<std::jthread> threads;
     for (int t = 0; t < 4; ++t) {
       threads.emplace_back([&pool, t] {

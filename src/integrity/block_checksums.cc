@@ -130,14 +130,27 @@ std::uint32_t BlockSums::checksum(std::uint64_t block) const noexcept {
   return crc32c_of_linear(blocks_[block].sum.load(std::memory_order_relaxed), block_range(block).size());
 }
 
+void BlockSums::check_within(std::uint64_t offset, std::uint64_t size) const {
+  if (offset <= object_bytes_ && size <= object_bytes_ - offset) return;
+  throw Error(ErrorCode::kInternal, "checksums: " + std::to_string(size) + " bytes at " + std::to_string(offset) +
+                                        " don't lie within an object of " + std::to_string(object_bytes_));
+}
+
+void BlockSums::add_zeros(std::uint64_t offset, std::uint64_t size) {
+  check_within(offset, size);
+  const std::uint64_t end = offset + size;
+  while (offset < end) {
+    const std::uint64_t block = offset / block_bytes_;
+    const std::uint64_t next = std::min(end, block_range(block).end);
+    add(block, {offset, next}, 0);
+    offset = next;
+  }
+}
+
 template <class Complete>
 void BlockSums::add_bytes(std::uint64_t offset, std::span<const std::byte> data, std::byte* copy_to,
                           const Complete& complete) {
-  if (offset > object_bytes_ || data.size() > object_bytes_ - offset) {
-    throw Error(ErrorCode::kInternal, "checksums: " + std::to_string(data.size()) + " bytes at " +
-                                          std::to_string(offset) + " don't lie within an object of " +
-                                          std::to_string(object_bytes_));
-  }
+  check_within(offset, data.size());
   while (!data.empty()) {
     const std::uint64_t block = offset / block_bytes_;
     const auto here = data.first(std::min<std::uint64_t>(data.size(), block_range(block).end - offset));
@@ -163,6 +176,10 @@ void ChecksumBuilder::add(std::uint64_t offset, std::span<const std::byte> data)
 void ChecksumBuilder::add_copy(std::uint64_t offset, std::span<std::byte> dst, std::span<const std::byte> data) {
   check_same_size(dst, data);
   sums_.add_bytes(offset, data, dst.data(), [](std::uint64_t) {});
+}
+
+void ChecksumBuilder::add_zeros(std::uint64_t offset, std::uint64_t size) {
+  sums_.add_zeros(offset, size);
 }
 
 ChecksumTable ChecksumBuilder::finish() const {

@@ -87,8 +87,12 @@ class BlockSums {
   /// for each block that they complete. Throws Error(kInternal) when they don't lie within the object.
   template <class Complete>
   void add_bytes(std::uint64_t offset, std::span<const std::byte> data, std::byte* copy_to, const Complete& complete);
+  /// As add_bytes, for `size` zeros: the linear part of their CRC is 0.
+  void add_zeros(std::uint64_t offset, std::uint64_t size);
 
  private:
+  void check_within(std::uint64_t offset, std::uint64_t size) const;
+
   struct Block {
     std::atomic<std::uint32_t> sum;
     std::atomic<std::uint32_t> missing;  ///< bytes that have not arrived
@@ -114,6 +118,8 @@ class ChecksumBuilder {
   void add(std::uint64_t offset, std::span<const std::byte> data);
   /// As add, and copies them to `dst`, of the same size, in the same pass. What is summed is what arrives in `dst`.
   void add_copy(std::uint64_t offset, std::span<std::byte> dst, std::span<const std::byte> data);
+  /// As add, for `size` bytes that are zero.
+  void add_zeros(std::uint64_t offset, std::uint64_t size);
 
   /// The table. Throws Error(kInternal) when bytes are missing, naming the first block.
   [[nodiscard]] ChecksumTable finish() const;

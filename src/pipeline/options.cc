@@ -1,5 +1,5 @@
+#include "pipeline/options.h"
 #include "exec/memory_budget.h"
-#include "pipeline/pipeline.h"
 
 namespace torchsnapshot {
 

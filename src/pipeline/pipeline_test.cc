@@ -1,15 +1,18 @@
-#include "pipeline/pipeline.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
 #include <vector>
 
+#include "pipeline/checksum_store.h"
 #include "pipeline/faulty_storage.h"
+#include "pipeline/read_pipeline.h"
+#include "pipeline/write_pipeline.h"
 #include "tensor/device_copy.h"
 #include "tensor/strided_copy.h"
 #include "torchsnapshot/error.h"
@@ -17,6 +20,7 @@
 namespace torchsnapshot {
 namespace {
 
+using testing::AnyOf;
 using testing::HasSubstr;
 
 std::shared_ptr<Storage> fresh_storage() {
@@ -65,6 +69,12 @@ ShardEntry entry(const std::string& location, const TensorView& view, std::uint6
                      .byte_range = ByteRange{offset, offset + view.nbytes()}}};
 }
 
+constexpr const char* kTakeId = "0123456789abcdef0123456789abcdef";
+
+std::string object_name(int number) {
+  return "data/" + std::string(kTakeId) + "/0-" + std::to_string(number);
+}
+
 /// Three tensors of 20 MB, 3 MB (transposed) and 40 bytes in one object, one in another, and an empty object.
 struct Sample {
   std::vector<std::byte> large = pattern(20'000'000, 1);
@@ -75,7 +85,7 @@ struct Sample {
   WritePlan plan;
 
   Sample() {
-    WriteObject first{.location = "data/t/0-0", .size = 0, .items = {}};
+    WriteObject first{.location = object_name(0), .size = 0, .items = {}};
     std::uint64_t offset = 0;
     for (int i = 0; i < 3; ++i) {
       offset += 100;
@@ -84,15 +94,15 @@ struct Sample {
     }
     first.size = offset;
     plan.objects.push_back(std::move(first));
-    plan.objects.push_back({.location = "data/t/0-1", .size = views[3].nbytes(), .items = {item(views[3], 0)}});
-    plan.objects.push_back({.location = "data/t/0-2", .size = 0, .items = {}});
+    plan.objects.push_back({.location = object_name(1), .size = views[3].nbytes(), .items = {item(views[3], 0)}});
+    plan.objects.push_back({.location = object_name(2), .size = 0, .items = {}});
   }
 
   [[nodiscard]] std::vector<ShardEntry> entries() const {
     std::vector<ShardEntry> entries;
     for (std::size_t i = 0; i < 3; ++i)
-      entries.push_back(entry("data/t/0-0", views[i], plan.objects[0].items[i].offset));
-    entries.push_back(entry("data/t/0-1", views[3], 0));
+      entries.push_back(entry(object_name(0), views[i], plan.objects[0].items[i].offset));
+    entries.push_back(entry(object_name(1), views[3], 0));
     return entries;
   }
 };
@@ -131,24 +141,144 @@ struct Targets {
   }
 };
 
-void read(const ReadPlan& plan, Storage& storage, const IoOptions& options = {}, std::uint64_t total = 0) {
+/// Writes, and puts the checksums where they belong.
+void run_writes(const WritePlan& plan, Storage& storage, const IoOptions& options = {},
+                Staging staging = Staging::kWhereNeeded) {
+  WritePipeline pipeline(plan, storage, options, staging);
+  if (staging == Staging::kEverything) pipeline.stage();
+  const ChecksumTables tables = pipeline.finish();
+  if (!tables.empty()) storage.publish(checksum_location(kTakeId, 0), serialize_checksums(tables));
+}
+
+/// Reads with verification. What is corrupt is an error, or goes to `corrupt` if that is not null.
+void read(const ReadPlan& plan, Storage& storage, const IoOptions& options = {}, std::uint64_t total = 0,
+          std::vector<Corruption>* corrupt = nullptr) {
   ProgressMeter meter(total, options.on_progress);
-  run_reads(plan, storage, options, meter);
+  ChecksumStore checksums;
+  std::vector<std::string> objects;
+  for (const ObjectRead& object : plan.objects) objects.push_back(object.location);
+  checksums.load(objects, storage, options);
+  CorruptionLog log(corrupt != nullptr);
+  run_reads(plan, {storage, options, {}, options.checksums ? &checksums : nullptr, log, meter});
   meter.finish();
+  if (corrupt != nullptr) *corrupt = log.take();
 }
 
 TEST(Pipeline, ReadsBackWhatItWrote) {
-  for (const bool transposed : {false, true}) {
-    const Sample sample;
-    const auto storage = fresh_storage();
-    run_writes(sample.plan, *storage, {});
-    Targets targets(sample, transposed);
-    read(targets.plan(sample), *storage);
-    for (std::size_t i = 0; i < targets.views.size(); ++i) {
-      EXPECT_EQ(dense_of(targets.views[i]), dense_of(sample.views[i])) << i;
+  for (const Staging staging : {Staging::kWhereNeeded, Staging::kEverything}) {
+    for (const bool checksums : {false, true}) {
+      for (const bool transposed : {false, true}) {
+        IoOptions options;
+        options.checksums = checksums;
+        const Sample sample;
+        const auto storage = fresh_storage();
+        run_writes(sample.plan, *storage, options, staging);
+        Targets targets(sample, transposed);
+        read(targets.plan(sample), *storage, options);
+        for (std::size_t i = 0; i < targets.views.size(); ++i) {
+          EXPECT_EQ(dense_of(targets.views[i]), dense_of(sample.views[i])) << i;
+        }
+        EXPECT_EQ(storage->list("data/").size(), 3U);  // the empty object too
+        EXPECT_EQ(storage->list(".torchsnapshot/").size(), checksums ? 1U : 0U);
+      }
     }
-    EXPECT_EQ(storage->list("").size(), 3U);  // the empty object too
   }
+}
+
+TEST(Pipeline, WhatIsStagedMayChange) {
+  Sample sample;
+  std::vector<std::vector<std::byte>> before;
+  for (const TensorView& view : sample.views) before.push_back(dense_of(view));
+  const auto storage = fresh_storage();
+  IoOptions options;
+  options.memory_budget_bytes = 16 << 20;  // less than the state: some of it is written while the rest is staged
+  WritePipeline pipeline(sample.plan, *storage, options, Staging::kEverything);
+  pipeline.stage();
+  for (auto* memory : {&sample.large, &sample.medium, &sample.small}) {
+    std::fill(memory->begin(), memory->end(), std::byte{0xAA});
+  }
+  const ChecksumTables tables = pipeline.finish();
+  storage->publish(checksum_location(kTakeId, 0), serialize_checksums(tables));
+  Targets targets(sample, false);
+  read(targets.plan(sample), *storage);
+  for (std::size_t i = 0; i < targets.views.size(); ++i) EXPECT_EQ(dense_of(targets.views[i]), before[i]) << i;
+}
+
+/// Changes one bit of an object of a memory storage.
+void flip(Storage& storage, const std::string& location, std::size_t at) {
+  std::string content = storage.read_all(location, UINT64_MAX, {});
+  content[at] = static_cast<char>(content[at] ^ 4);
+  storage.publish(location, content);
+}
+
+std::string error_of(const std::function<void()>& action);
+
+TEST(Pipeline, FlippedBitsAreFoundAndNamed) {
+  const Sample sample;
+  for (const bool transposed : {false, true}) {
+    for (unsigned seed = 0; seed < 20; ++seed) {
+      std::mt19937 random(seed);
+      const auto storage = fresh_storage();
+      run_writes(sample.plan, *storage);
+      const std::size_t victim = seed % 4;
+      const WriteItem& item = victim == 3 ? sample.plan.objects[1].items[0] : sample.plan.objects[0].items[victim];
+      flip(*storage, object_name(victim == 3 ? 1 : 0), item.offset + random() % item.size);
+      Targets targets(sample, transposed);
+      const std::string error = error_of([&] { read(targets.plan(sample), *storage); });
+      EXPECT_THAT(error, testing::AllOf(HasSubstr("CORRUPT"), HasSubstr("'key/w" + std::to_string(victim) + "'"),
+                                        HasSubstr("0123456789abcdef"), HasSubstr("expected 0x")));
+      std::vector<Corruption> corrupt;
+      read(targets.plan(sample), *storage, {}, 0, &corrupt);
+      ASSERT_EQ(corrupt.size(), 1U);
+      EXPECT_THAT(corrupt[0].paths, testing::Contains("key/w" + std::to_string(victim)));
+      for (std::size_t i = 0; i < targets.views.size(); ++i) {
+        if (testing::Value(corrupt[0].paths, testing::Contains("key/w" + std::to_string(i)))) continue;
+        EXPECT_EQ(dense_of(targets.views[i]), dense_of(sample.views[i])) << "the others are whole";
+      }
+      IoOptions unverified;
+      unverified.checksums = false;
+      read(targets.plan(sample), *storage, unverified);
+    }
+  }
+}
+
+TEST(Pipeline, WithoutItsChecksumsASnapshotIsReadWithANotice) {
+  const Sample sample;
+  const auto storage = fresh_storage();
+  run_writes(sample.plan, *storage);
+  storage->remove(std::vector<std::string>{checksum_location(kTakeId, 0)});
+  std::vector<std::string> notices;
+  IoOptions options;
+  options.on_notice = [&](const std::string& notice) { notices.push_back(notice); };
+  Targets targets(sample, false);
+  read(targets.plan(sample), *storage, options);
+  EXPECT_EQ(dense_of(targets.views[0]), dense_of(sample.views[0]));
+  ASSERT_EQ(notices.size(), 1U);
+  EXPECT_THAT(notices[0], HasSubstr("can't be verified"));
+}
+
+TEST(Pipeline, DamagedChecksumsAreAnError) {
+  const Sample sample;
+  const auto storage = fresh_storage();
+  run_writes(sample.plan, *storage);
+  const std::string whole = storage->read_all(checksum_location(kTakeId, 0), UINT64_MAX, {});
+  Targets targets(sample, false);
+  for (std::size_t at = 0; at < whole.size(); ++at) {
+    flip(*storage, checksum_location(kTakeId, 0), at);
+    EXPECT_THAT(error_of([&] { read(targets.plan(sample), *storage); }), HasSubstr("checksums-0")) << at;
+    storage->publish(checksum_location(kTakeId, 0), whole);
+  }
+}
+
+TEST(ChecksumStore, KnowsTheObjectsOfOurTakes) {
+  EXPECT_EQ(checksum_location_of(object_name(7)), checksum_location(kTakeId, 0));
+  EXPECT_EQ(checksum_location_of("data/" + std::string(kTakeId) + "/12-3"), checksum_location(kTakeId, 12));
+  for (const std::string other :
+       {"0/model/weight", "data/0123/0-0", "batched/0123456789abcdef0123456789abcdef", "data/x"}) {
+    EXPECT_EQ(checksum_location_of(other), std::nullopt) << other;
+  }
+  EXPECT_EQ(checksum_location_of("data/" + std::string(kTakeId) + "/a-3"), std::nullopt);
+  EXPECT_EQ(checksum_location_of("data/" + std::string(kTakeId) + "/1-"), std::nullopt);
 }
 
 TEST(Pipeline, WorksWithinABudgetSmallerThanABlock) {
@@ -193,11 +323,13 @@ TEST(Pipeline, BlobsComeInTheOrderAsked) {
                                        {.path = "z", .location = "a", .range = std::nullopt}};
   IoOptions options;
   ProgressMeter meter(0, options.on_progress);
-  const auto bytes = run_blob_reads(blobs, {{"a", 5}}, *storage, options, meter);  // the size of "b" is not known
+  CorruptionLog log(false);
+  const ObjectSizes sizes{{"a", 5}};  // that of "b" is not known
+  const auto bytes = run_blob_reads(blobs, {*storage, options, sizes, nullptr, log, meter});
   ASSERT_EQ(bytes.size(), 3U);
-  EXPECT_EQ(bytes[0].view(), "beta");
-  EXPECT_EQ(bytes[1].view(), "lp");
-  EXPECT_EQ(bytes[2].view(), "alpha");
+  EXPECT_EQ(bytes[0]->view(), "beta");
+  EXPECT_EQ(bytes[1]->view(), "lp");
+  EXPECT_EQ(bytes[2]->view(), "alpha");
 }
 
 std::string error_of(const std::function<void()>& action) {
@@ -218,16 +350,16 @@ TEST(Pipeline, ObjectsAreLookedAtBeforeAnythingIsRead) {
     const ShardEntry piece = sample.entries()[i];
     planner.require("key/w" + std::to_string(i), {piece}, piece.box);
   }
-  const auto sizes = check_objects(planner.needs(), *storage, {});
-  EXPECT_EQ(sizes.at("data/t/0-0"), sample.plan.objects[0].size);
+  const auto sizes = check_objects(planner.needs(), nullptr, *storage, {});
+  EXPECT_EQ(sizes.at(object_name(0)), sample.plan.objects[0].size);
 
-  const std::string whole = storage->read_all("data/t/0-0", UINT64_MAX, {});
-  storage->publish("data/t/0-0", whole.substr(0, whole.size() - 1));
-  const auto check = [&] { return error_of([&] { check_objects(planner.needs(), *storage, {}); }); };
-  EXPECT_THAT(check(), testing::AllOf(HasSubstr("CORRUPT"), HasSubstr("'key/w2'"), HasSubstr("data/t/0-0"),
+  const std::string whole = storage->read_all(object_name(0), UINT64_MAX, {});
+  storage->publish(object_name(0), whole.substr(0, whole.size() - 1));
+  const auto check = [&] { return error_of([&] { check_objects(planner.needs(), nullptr, *storage, {}); }); };
+  EXPECT_THAT(check(), testing::AllOf(HasSubstr("CORRUPT"), HasSubstr("'key/w2'"), HasSubstr(object_name(0)),
                                       HasSubstr("truncated")));
-  storage->remove(std::vector<std::string>{"data/t/0-0"});
-  EXPECT_THAT(check(), testing::AllOf(HasSubstr("NOT_FOUND"), HasSubstr("'key/w2'"), HasSubstr("data/t/0-0")));
+  storage->remove(std::vector<std::string>{object_name(0)});
+  EXPECT_THAT(check(), testing::AllOf(HasSubstr("NOT_FOUND"), HasSubstr("'key/w2'"), HasSubstr(object_name(0))));
 }
 
 TEST(Pipeline, AnEntryThatIsAWholeObjectFixesItsSize) {
@@ -242,7 +374,7 @@ TEST(Pipeline, AnEntryThatIsAWholeObjectFixesItsSize) {
                                     .byte_range = std::nullopt}};
   ReadPlanner planner;
   planner.require("key/w", {piece}, piece.box);
-  const auto check = [&] { return error_of([&] { check_objects(planner.needs(), *storage, {}); }); };
+  const auto check = [&] { return error_of([&] { check_objects(planner.needs(), nullptr, *storage, {}); }); };
   EXPECT_THAT(check(), HasSubstr("exactly 6"));
   storage->publish("x", "1234");
   EXPECT_THAT(check(), HasSubstr("odd number of elements"));
@@ -263,7 +395,7 @@ TEST(Pipeline, EveryFailingCallEndsTheWorkWithItsError) {
       break;
     }
     EXPECT_THAT(error, HasSubstr("injected")) << fail_at;
-    EXPECT_THAT(error, HasSubstr("writing ")) << fail_at;
+    EXPECT_THAT(error, AnyOf(HasSubstr("writing "), HasSubstr("publish"))) << fail_at;
   }
   const auto written = fresh_storage();
   run_writes(sample.plan, *written, {});

@@ -1,15 +1,16 @@
+#include "pipeline/read_pipeline.h"
+
 #include <algorithm>
 #include <memory>
 #include <mutex>
-#include <string>
+#include <span>
 #include <utility>
-#include <vector>
 
 #include "exec/buffer_pool.h"
 #include "exec/memory_budget.h"
 #include "exec/task_group.h"
-#include "pipeline/pipeline.h"
-#include "pipeline/progress.h"
+#include "integrity/block_checksums.h"
+#include "pipeline/options.h"
 #include "plan/blocks.h"
 #include "tensor/device_copy.h"
 #include "tensor/strided_copy.h"
@@ -21,11 +22,17 @@ namespace {
 /// Gaps between reads up to this size are read along rather than sought over.
 constexpr std::uint64_t kMaxGapBytes = 64ULL << 10;
 
-[[noreturn]] void fail_size(const ObjectNeed& need, std::uint64_t actual) {
-  std::string message = "entry '" + need.path + "': object '" + need.location + "' has " + std::to_string(actual) +
-                        " bytes, but the manifest needs ";
-  message += need.size ? "exactly " + std::to_string(*need.size)
-                       : "its bytes [" + std::to_string(need.range.begin) + ", " + std::to_string(need.range.end) + ")";
+[[noreturn]] void fail_size(const ObjectNeed& need, std::uint64_t actual, std::optional<std::uint64_t> written) {
+  std::string message =
+      "entry '" + need.path + "': object '" + need.location + "' has " + std::to_string(actual) + " bytes, but ";
+  if (written) {
+    message += std::to_string(*written) + " were written";
+  } else if (need.size) {
+    message += "the manifest needs exactly " + std::to_string(*need.size);
+  } else {
+    message += "the manifest needs its bytes [" + std::to_string(need.range.begin) + ", " +
+               std::to_string(need.range.end) + ")";
+  }
   message += need.dtype == DType::kBFloat16 && need.range.end == actual + 2
                  ? kOddBFloat16
                  : "; the snapshot is truncated or was changed after it was taken";
@@ -45,6 +52,10 @@ constexpr std::uint64_t kMaxGapBytes = 64ULL << 10;
   throw error;
 }
 
+const ChecksumTable* table_of(const ChecksumStore* checksums, const std::string& location) {
+  return checksums == nullptr ? nullptr : checksums->find(location);
+}
+
 /// Puts the bytes of a piece where they belong.
 void place(const ReadPiece& piece, std::span<const std::byte> bytes) {
   const TensorRead& read = *piece.read;
@@ -56,68 +67,112 @@ void place(const ReadPiece& piece, std::span<const std::byte> bytes) {
   }
 }
 
+std::uint64_t bytes_of(const ReadBlock& block) {
+  std::uint64_t bytes = 0;
+  for (const ReadPiece& piece : block.pieces) bytes += piece.range.size();
+  return bytes;
+}
+
 /// An object being read; opened by the first of its tasks, closed with the last.
 class ObjectInFlight {
  public:
-  ObjectInFlight(const ObjectRead& object, Storage& storage, std::stop_token stop)
+  ObjectInFlight(const ObjectRead& object, const ReadContext& context, std::stop_token stop)
       : object_(object),
-        storage_(storage),
+        context_(context),
         stop_(std::move(stop)),
-        blocks_(read_blocks(object, kBlockBytes, kDirectBytes, kMaxGapBytes)) {}
+        table_(table_of(context.checksums, object.location)) {
+    if (table_ != nullptr) verifier_.emplace(*table_);
+    blocks_ = read_blocks(object, object_bytes(), table_ == nullptr ? 0 : table_->block_bytes, kMaxGapBytes, {});
+  }
 
   [[nodiscard]] const std::vector<ReadBlock>& blocks() const noexcept { return blocks_; }
 
-  void read(const ReadBlock& block, MemoryBudget& budget, BufferPool& pool) {
+  void read(const ReadBlock& block, MemoryBudget& budget) {
     try {
       if (block.direct != nullptr) {
-        reader().read(block.range.begin, {block.direct, block.range.size()});
+        const std::span bytes(block.direct, block.range.size());
+        reader().read(block.range.begin, bytes);
+        verify(block.range.begin, bytes);
         return;
       }
-      const auto lease = budget.acquire(kBlockBytes, stop_);
-      const auto buffer = pool.acquire();
+      const auto lease = budget.acquire(kStagingBufferBytes, stop_);
+      const auto buffer = staging_pool().acquire();
       const auto bytes = buffer.span().first(block.range.size());
       reader().read(block.range.begin, bytes);
+      verify(block.range.begin, bytes);
       for (const ReadPiece& piece : block.pieces) {
         place(piece, bytes.subspan(piece.range.begin - block.range.begin, piece.range.size()));
       }
     } catch (const Error& error) {
-      throw error.with_context("reading '" + block.pieces.front().read->path + "'");
+      throw error.with_context(block.pieces.empty() ? "reading " + object_.location
+                                                    : "reading '" + block.pieces.front().read->path + "'");
     }
   }
 
  private:
+  /// Where the blocks end: the object's size, or what is needed of it when that is not known.
+  [[nodiscard]] std::uint64_t object_bytes() const {
+    if (table_ != nullptr) return table_->object_bytes;
+    const auto size = context_.sizes.find(object_.location);
+    if (size != context_.sizes.end()) return size->second;
+    std::uint64_t end = 0;
+    for (const TensorRead& read : object_.tensors) end = std::max(end, read.range.end);
+    return end;
+  }
+
+  void verify(std::uint64_t offset, std::span<const std::byte> bytes) {
+    if (!verifier_) return;
+    for (const BlockMismatch& mismatch : verifier_->add(offset, bytes)) {
+      std::vector<std::string> paths;
+      for (const TensorRead& read : object_.tensors) {
+        if (read.range.begin >= mismatch.range.end) break;
+        if (read.range.end > mismatch.range.begin) paths.push_back(read.path);
+      }
+      context_.corruptions.add({std::move(paths), object_.location, mismatch.range, mismatch.expected, mismatch.found});
+    }
+  }
+
   ObjectReader& reader() {
-    std::call_once(opened_, [this] { reader_ = storage_.open(object_.location, stop_); });
+    std::call_once(opened_, [this] { reader_ = context_.storage.open(object_.location, stop_); });
     return *reader_;
   }
 
   const ObjectRead& object_;
-  Storage& storage_;
+  const ReadContext& context_;
   std::stop_token stop_;
+  const ChecksumTable* table_;
+  std::optional<ChecksumVerifier> verifier_;
   std::vector<ReadBlock> blocks_;
   std::once_flag opened_;
   std::unique_ptr<ObjectReader> reader_;
 };
 
-SharedBytes read_blob(const BlobRead& blob, std::optional<std::uint64_t> size, Storage& storage, std::stop_token stop) {
-  try {
-    if (!blob.range && !size) {
-      // The storage can't tell how long the object is.
-      return SharedBytes::copy_of(storage.read_all(blob.location, UINT64_MAX, std::move(stop)));
-    }
-    const ByteRange range = blob.range ? *blob.range : ByteRange{0, *size};
-    auto owned = std::make_shared<std::vector<std::byte>>(range.size());
-    if (range.size() > 0) storage.open(blob.location, std::move(stop))->read(range.begin, *owned);
-    return {*owned, owned};
-  } catch (const Error& error) {
-    throw error.with_context("reading '" + blob.path + "'");
+std::optional<SharedBytes> read_blob(const BlobRead& blob, const ReadContext& context, std::stop_token stop) {
+  const ChecksumTable* table = table_of(context.checksums, blob.location);
+  const auto size = context.sizes.find(blob.location);
+  if (!blob.range && size == context.sizes.end()) {
+    // The storage can't tell how long the object is.
+    return SharedBytes::copy_of(context.storage.read_all(blob.location, UINT64_MAX, std::move(stop)));
   }
+  const ByteRange wanted = blob.range ? *blob.range : ByteRange{0, size->second};
+  const ByteRange range = table == nullptr ? wanted : covering_blocks(*table, wanted);
+  auto owned = std::make_shared<std::vector<std::byte>>(range.size());
+  if (range.size() > 0) context.storage.open(blob.location, std::move(stop))->read(range.begin, *owned);
+  bool intact = true;
+  if (table != nullptr) {
+    for (const BlockMismatch& mismatch : find_mismatches(*table, range.begin, *owned)) {
+      context.corruptions.add({{blob.path}, blob.location, mismatch.range, mismatch.expected, mismatch.found});
+      intact = false;
+    }
+  }
+  if (!intact) return std::nullopt;
+  return SharedBytes(std::span<const std::byte>(*owned).subspan(wanted.begin - range.begin, wanted.size()), owned);
 }
 
 }  // namespace
 
-std::map<std::string, std::uint64_t> check_objects(const std::vector<ObjectNeed>& needs, Storage& storage,
-                                                   const std::stop_token& stop) {
+ObjectSizes check_objects(const std::vector<ObjectNeed>& needs, const ChecksumStore* checksums, Storage& storage,
+                          const std::stop_token& stop) {
   std::vector<std::string> locations;
   locations.reserve(needs.size());
   for (const ObjectNeed& need : needs) locations.push_back(need.location);
@@ -127,50 +182,56 @@ std::map<std::string, std::uint64_t> check_objects(const std::vector<ObjectNeed>
   } catch (const Error& error) {
     rethrow_naming_entry(error, needs, storage, stop);
   }
-  std::map<std::string, std::uint64_t> known;
+  ObjectSizes known;
   for (std::size_t i = 0; i < needs.size(); ++i) {
-    if (!sizes[i]) continue;
-    if (*sizes[i] < needs[i].range.end || (needs[i].size && *sizes[i] != *needs[i].size))
-      fail_size(needs[i], *sizes[i]);
-    known.emplace(needs[i].location, *sizes[i]);
+    const ObjectNeed& need = needs[i];
+    const ChecksumTable* table = table_of(checksums, need.location);
+    std::optional<std::uint64_t> size = sizes[i];
+    if (table != nullptr) {
+      if (size && *size != table->object_bytes) fail_size(need, *size, table->object_bytes);
+      size = table->object_bytes;
+    }
+    if (!size) continue;
+    if (*size < need.range.end || (need.size && *size != *need.size)) fail_size(need, *size, std::nullopt);
+    known.emplace(need.location, *size);
   }
   return known;
 }
 
-std::vector<SharedBytes> run_blob_reads(const std::vector<BlobRead>& blobs,
-                                        const std::map<std::string, std::uint64_t>& sizes, Storage& storage,
-                                        const IoOptions& options, ProgressMeter& meter) {
-  std::vector<SharedBytes> results(blobs.size());
-  ThreadPool threads(std::clamp<std::size_t>(blobs.size(), 1, std::max<std::size_t>(1, options.io_concurrency)));
-  TaskGroup group(threads, options.stop);
+std::vector<std::optional<SharedBytes>> run_blob_reads(const std::vector<BlobRead>& blobs, const ReadContext& context) {
+  std::vector<std::optional<SharedBytes>> results(blobs.size());
+  const std::size_t most = std::max<std::size_t>(1, context.options.io_concurrency);
+  ThreadPool threads(std::clamp<std::size_t>(blobs.size(), 1, most));
+  TaskGroup group(threads, context.options.stop);
   for (std::size_t i = 0; i < blobs.size(); ++i) {
     group.run([&, i] {
-      const auto size = sizes.find(blobs[i].location);
-      results[i] = read_blob(blobs[i], size == sizes.end() ? std::nullopt : std::optional(size->second), storage,
-                             group.stop_token());
-      meter.add(results[i].size());
+      try {
+        results[i] = read_blob(blobs[i], context, group.stop_token());
+      } catch (const Error& error) {
+        throw error.with_context("reading '" + blobs[i].path + "'");
+      }
+      if (results[i]) context.meter.add(results[i]->size());
     });
   }
-  group.wait(options.poll);
+  group.wait(context.options.poll);
   return results;
 }
 
-void run_reads(const ReadPlan& plan, Storage& storage, const IoOptions& options, ProgressMeter& meter) {
-  MemoryBudget budget(budget_or_default(options));
-  BufferPool pool(kBlockBytes);
-  ThreadPool threads(std::max<std::size_t>(1, options.io_concurrency));
-  TaskGroup group(threads, options.stop);
+void run_reads(const ReadPlan& plan, const ReadContext& context) {
+  MemoryBudget budget(budget_or_default(context.options));
+  ThreadPool threads(std::max<std::size_t>(1, context.options.io_concurrency));
+  TaskGroup group(threads, context.options.stop);
   for (const ObjectRead& object : plan.objects) {
     // The tasks own the object, so that its file is closed with its last block.
-    const auto in_flight = std::make_shared<ObjectInFlight>(object, storage, group.stop_token());
+    const auto in_flight = std::make_shared<ObjectInFlight>(object, context, group.stop_token());
     for (const ReadBlock& block : in_flight->blocks()) {
-      group.run([in_flight, &block, &budget, &pool, &meter] {
-        in_flight->read(block, budget, pool);
-        for (const ReadPiece& piece : block.pieces) meter.add(piece.range.size());
+      group.run([in_flight, &block, &budget, &context] {
+        in_flight->read(block, budget);
+        context.meter.add(bytes_of(block));
       });
     }
   }
-  group.wait(options.poll);
+  group.wait(context.options.poll);
 }
 
 }  // namespace torchsnapshot

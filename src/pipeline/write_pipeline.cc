@@ -1,17 +1,19 @@
+#include "pipeline/write_pipeline.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <memory>
+#include <exception>
 #include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
 #include <utility>
 #include <variant>
-#include <vector>
 
-#include "exec/buffer_pool.h"
-#include "exec/memory_budget.h"
-#include "exec/task_group.h"
-#include "pipeline/pipeline.h"
-#include "pipeline/progress.h"
+#include "integrity/block_checksums.h"
+#include "pipeline/options.h"
 #include "plan/blocks.h"
 #include "tensor/device_copy.h"
 #include "tensor/strided_copy.h"
@@ -20,12 +22,21 @@
 namespace torchsnapshot {
 namespace {
 
-/// Copies a piece's bytes to `out`.
-void stage(const WritePiece& piece, std::span<std::byte> out) {
-  if (const auto* bytes = std::get_if<SharedBytes>(&piece.item->source)) {
-    std::memcpy(out.data(), bytes->span().data() + piece.begin, out.size());
-    return;
-  }
+std::uint64_t total_bytes(const WritePlan& plan) {
+  std::uint64_t total = 0;
+  for (const WriteObject& object : plan.objects) total += object.size;
+  return total;
+}
+
+/// The memory of a piece whose bytes lie there as they are to be stored, or null.
+const std::byte* plain_memory(const WritePiece& piece) {
+  if (const auto* bytes = std::get_if<SharedBytes>(&piece.item->source)) return bytes->span().data() + piece.begin;
+  const auto& view = std::get<TensorView>(piece.item->source);
+  return view.device == DeviceType::kCpu && view.is_contiguous() ? view.data + piece.begin : nullptr;
+}
+
+/// Copies a piece that has no plain memory to `out`.
+void gather_piece(const WritePiece& piece, std::span<std::byte> out) {
   const auto& view = std::get<TensorView>(piece.item->source);
   if (view.device == DeviceType::kCpu) {
     gather(view, piece.begin, out);
@@ -34,100 +45,191 @@ void stage(const WritePiece& piece, std::span<std::byte> out) {
   }
 }
 
+/// Fills `buffer` with the bytes of a block, zeros between the pieces. With `checksums` they are added to it in the
+/// same pass.
+void stage_block(const WriteBlock& block, std::span<std::byte> buffer, ChecksumBuilder* checksums) {
+  std::uint64_t at = block.range.begin;
+  const auto zero_until = [&](std::uint64_t end) {
+    if (end == at) return;
+    const auto gap = buffer.subspan(at - block.range.begin, end - at);
+    std::memset(gap.data(), 0, gap.size());
+    if (checksums != nullptr) checksums->add_zeros(at, gap.size());
+    at = end;
+  };
+  for (const WritePiece& piece : block.pieces) {
+    zero_until(piece.offset);
+    const auto out = buffer.subspan(piece.offset - block.range.begin, piece.size);
+    const std::byte* memory = plain_memory(piece);
+    if (memory == nullptr) {
+      gather_piece(piece, out);
+      if (checksums != nullptr) checksums->add(piece.offset, out);
+    } else if (checksums != nullptr) {
+      checksums->add_copy(piece.offset, out, {memory, piece.size});
+    } else {
+      std::memcpy(out.data(), memory, piece.size);
+    }
+    at = piece.offset + piece.size;
+  }
+  zero_until(block.range.end);
+}
+
+}  // namespace
+
 /// An object on its way to storage; shared by the tasks of its blocks. The last one finishes it.
-class ObjectInFlight {
+class WritePipeline::Object {
  public:
-  ObjectInFlight(const WriteObject& object, Storage& storage, std::stop_token stop)
+  Object(const WriteObject& object, Storage& storage, const IoOptions& options, Staging staging)
       : object_(object),
         storage_(storage),
-        stop_(std::move(stop)),
-        blocks_(write_blocks(object, kBlockBytes, kDirectBytes)),
-        remaining_(blocks_.size()) {}
+        blocks_(write_blocks(object, BlockSizes{}, staging == Staging::kWhereNeeded)),
+        remaining_(blocks_.size()) {
+    if (options.checksums) checksums_.emplace(object.size);
+  }
 
   [[nodiscard]] const std::vector<WriteBlock>& blocks() const noexcept { return blocks_; }
 
-  void write(const WriteBlock& block, MemoryBudget& budget, BufferPool& pool) {
-    try {
+  /// Stages, if the block has to be, and writes.
+  void write(const WriteBlock& block, MemoryBudget& budget, const std::stop_token& stop) {
+    with_context(block, [&] {
       if (block.direct != nullptr) {
-        writer().write(block.range.begin, {block.direct, block.range.size()});
-      } else {
-        const auto lease = budget.acquire(kBlockBytes, stop_);
-        const auto buffer = pool.acquire();
-        writer().write(block.range.begin, fill(block, buffer.span()));
+        const std::span data(block.direct, block.range.size());
+        if (checksums_) checksums_->add(block.range.begin, data);
+        put(block, data, stop);
+        return;
       }
-      if (remaining_.fetch_sub(1) == 1) writer().finish();
+      const auto lease = budget.acquire(staged_bytes(), stop);
+      const auto buffer = staging_pool().acquire();
+      const auto data = buffer.span().first(block.range.size());
+      stage_block(block, data, checksums_ ? &*checksums_ : nullptr);
+      put(block, data, stop);
+    });
+  }
+
+  /// Only stages. The checksums come with the write: the caller waits for this, not for that.
+  void stage(const WriteBlock& block, std::span<std::byte> buffer) {
+    with_context(block, [&] { stage_block(block, buffer.first(block.range.size()), nullptr); });
+  }
+  void write_staged(const WriteBlock& block, std::span<const std::byte> buffer, const std::stop_token& stop) {
+    with_context(block, [&] {
+      const auto data = buffer.first(block.range.size());
+      if (checksums_) checksums_->add(block.range.begin, data);
+      put(block, data, stop);
+    });
+  }
+
+  /// For an object without bytes.
+  void write_empty(const std::stop_token& stop) {
+    try {
+      writer(stop).finish();
+    } catch (const Error& error) {
+      throw error.with_context("writing " + object_.location);
+    }
+  }
+
+  /// Adds the table of the finished object.
+  void add_checksums(ChecksumTables& tables) const {
+    if (checksums_) tables.emplace(object_.location, checksums_->finish());
+  }
+
+  static std::uint64_t staged_bytes() noexcept { return BlockSizes{}.staged; }
+
+ private:
+  void put(const WriteBlock& block, std::span<const std::byte> data, const std::stop_token& stop) {
+    writer(stop).write(block.range.begin, data);
+    if (remaining_.fetch_sub(1) == 1) {
+      writer(stop).finish();
+      writer_.reset();  // closes the file
+    }
+  }
+
+  ObjectWriter& writer(const std::stop_token& stop) {
+    std::call_once(created_, [&] { writer_ = storage_.create(object_.location, object_.size, stop); });
+    return *writer_;
+  }
+
+  template <typename Step>
+  void with_context(const WriteBlock& block, const Step& step) const {
+    try {
+      step();
     } catch (const Error& error) {
       throw error.with_context(block.pieces.empty() ? "writing " + object_.location
                                                     : "writing '" + block.pieces.front().item->path + "'");
     }
   }
 
-  /// For an object without bytes.
-  void write_empty() {
-    try {
-      writer().finish();
-    } catch (const Error& error) {
-      throw error.with_context("writing " + object_.location);
-    }
-  }
-
- private:
-  static std::span<const std::byte> fill(const WriteBlock& block, std::span<std::byte> buffer) {
-    std::uint64_t at = 0;
-    const auto zero_until = [&](std::uint64_t end) {
-      std::fill(buffer.begin() + static_cast<std::ptrdiff_t>(at), buffer.begin() + static_cast<std::ptrdiff_t>(end),
-                std::byte{0});
-    };
-    for (const WritePiece& piece : block.pieces) {
-      const std::uint64_t begin = piece.offset - block.range.begin;
-      zero_until(begin);
-      stage(piece, buffer.subspan(begin, piece.size));
-      at = begin + piece.size;
-    }
-    zero_until(block.range.size());
-    return buffer.first(block.range.size());
-  }
-
-  ObjectWriter& writer() {
-    std::call_once(created_, [this] { writer_ = storage_.create(object_.location, object_.size, stop_); });
-    return *writer_;
-  }
-
   const WriteObject& object_;
   Storage& storage_;
-  std::stop_token stop_;
   std::vector<WriteBlock> blocks_;
+  std::optional<ChecksumBuilder> checksums_;
   std::atomic<std::size_t> remaining_;
   std::once_flag created_;
   std::unique_ptr<ObjectWriter> writer_;
 };
 
-}  // namespace
-
-void run_writes(const WritePlan& plan, Storage& storage, const IoOptions& options) {
-  std::uint64_t total = 0;
-  for (const WriteObject& object : plan.objects) total += object.size;
-  ProgressMeter meter(total, options.on_progress);
-  MemoryBudget budget(budget_or_default(options));
-  BufferPool pool(kBlockBytes);
-  ThreadPool threads(std::max<std::size_t>(1, options.io_concurrency));
-  TaskGroup group(threads, options.stop);
-
+WritePipeline::WritePipeline(const WritePlan& plan, Storage& storage, const IoOptions& options, Staging staging)
+    : plan_(plan),
+      options_(options),
+      meter_(total_bytes(plan), options_.on_progress),
+      budget_(budget_or_default(options)),
+      threads_(std::max<std::size_t>(1, options.io_concurrency)),
+      writes_(threads_, options.stop) {
+  objects_.reserve(plan.objects.size());
   for (const WriteObject& object : plan.objects) {
-    auto in_flight = std::make_shared<ObjectInFlight>(object, storage, group.stop_token());
-    if (in_flight->blocks().empty()) {
-      group.run([in_flight] { in_flight->write_empty(); });
-      continue;
-    }
-    for (const WriteBlock& block : in_flight->blocks()) {
-      group.run([in_flight, &block, &budget, &pool, &meter] {
-        in_flight->write(block, budget, pool);
-        meter.add(block.range.size());
+    objects_.push_back(std::make_shared<Object>(object, storage, options_, staging));
+  }
+}
+
+WritePipeline::~WritePipeline() = default;
+
+void WritePipeline::stage() {
+  started_ = true;
+  const std::stop_token stop = writes_.stop_token();
+  // The copies end when a write fails: there is no sense in the rest.
+  ThreadPool cores(std::max(1U, std::thread::hardware_concurrency()));
+  TaskGroup copies(cores, stop);
+  for (const auto& object : objects_) {
+    if (object->blocks().empty()) writes_.run([object, stop] { object->write_empty(stop); });
+    for (const WriteBlock& block : object->blocks()) {
+      copies.run([this, object, &block, stop] {
+        auto lease = std::make_shared<MemoryBudget::Lease>(budget_.acquire(Object::staged_bytes(), stop));
+        auto buffer = std::make_shared<BufferPool::Buffer>(staging_pool().acquire());
+        object->stage(block, buffer->span());
+        writes_.run([this, object, &block, stop, lease = std::move(lease), buffer = std::move(buffer)] {
+          object->write_staged(block, buffer->span(), stop);
+          meter_.add(block.range.size());
+        });
       });
     }
   }
-  group.wait(options.poll);
-  meter.finish();
+  try {
+    copies.wait(options_.poll);
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kCancelled) writes_.wait();  // the reason to stop may have been a failed write
+    throw;
+  }
+}
+
+ChecksumTables WritePipeline::finish() {
+  if (!started_) start();
+  writes_.wait(options_.poll);
+  meter_.finish();
+  ChecksumTables tables;
+  for (const auto& object : objects_) object->add_checksums(tables);
+  return tables;
+}
+
+void WritePipeline::start() {
+  started_ = true;
+  const std::stop_token stop = writes_.stop_token();
+  for (const auto& object : objects_) {
+    if (object->blocks().empty()) writes_.run([object, stop] { object->write_empty(stop); });
+    for (const WriteBlock& block : object->blocks()) {
+      writes_.run([this, object, &block, stop] {
+        object->write(block, budget_, stop);
+        meter_.add(block.range.size());
+      });
+    }
+  }
 }
 
 }  // namespace torchsnapshot

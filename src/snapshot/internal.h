@@ -1,14 +1,50 @@
-// What take and restore share.
+// What take, restore and the tools share.
 #pragma once
 
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <stop_token>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
 
+#include "manifest/rank_view.h"
+#include "pipeline/checksum_store.h"
 #include "torchsnapshot/manifest.h"
+#include "torchsnapshot/snapshot.h"
 #include "torchsnapshot/storage.h"
 
 namespace torchsnapshot {
 
-/// Reads and validates the metadata of the snapshot in `storage`. Throws Error(kNotFound) when there is none.
-SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop);
+/// Reads and validates the metadata of the snapshot in `storage`. Throws Error(kNotFound) when there is none. `verify`:
+/// see parse_sealed_metadata.
+SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop, bool verify);
+
+/// The entries of `view` grouped by the first component of their paths, in the order of the manifest.
+using KeyGroups = std::unordered_map<std::string_view, std::vector<const ViewEntry*>>;
+KeyGroups entries_by_key(const RankView& view);
+
+/// What one rank can restore.
+struct SavedState {
+  SavedState(std::shared_ptr<const SnapshotMetadata> saved, std::int64_t rank)
+      : metadata(std::move(saved)), view(*metadata, rank), groups(entries_by_key(view)) {}
+
+  std::shared_ptr<const SnapshotMetadata> metadata;
+  RankView view;
+  KeyGroups groups;
+};
+
+/// What a handle has read, so that the next read is fast.
+struct Snapshot::Cache {
+  std::shared_ptr<const SavedState> state(const Snapshot& snapshot, std::int64_t rank, bool verify);
+
+  std::mutex mutex;
+  std::shared_ptr<const SnapshotMetadata> metadata;
+  std::map<std::int64_t, std::shared_ptr<const SavedState>> states;  ///< by rank
+  ChecksumStore checksums;
+};
 
 }  // namespace torchsnapshot

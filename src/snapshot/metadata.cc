@@ -1,6 +1,7 @@
 #include <string>
 #include <utility>
 
+#include "manifest/metadata_seal.h"
 #include "snapshot/internal.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/snapshot.h"
@@ -10,26 +11,27 @@ namespace torchsnapshot {
 /// Far above any real manifest (10 million entries are about 3 GB), far below what would hurt.
 constexpr std::uint64_t kMaxMetadataBytes = 8ULL << 30;
 
-SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop) {
+SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop, bool verify) {
   const std::string name(kMetadataName);
   const std::string text = storage.read_all(name, kMaxMetadataBytes, stop);
   try {
-    return parse_metadata(text);
+    return parse_sealed_metadata(text, verify);
   } catch (const Error& error) {
     throw error.with_context(storage.url() + "/" + name);
   }
 }
 
 Snapshot::Snapshot(const std::string& url, const StorageOptions& storage_options)
-    : storage_(open_storage(url, storage_options)) {}
+    : Snapshot(open_storage(url, storage_options)) {}
 
-Snapshot::Snapshot(std::shared_ptr<Storage> storage) : storage_(std::move(storage)) {}
+Snapshot::Snapshot(std::shared_ptr<Storage> storage)
+    : storage_(std::move(storage)), cache_(std::make_shared<Cache>()) {}
 
-std::shared_ptr<const SnapshotMetadata> Snapshot::metadata() const {
+std::shared_ptr<const SnapshotMetadata> Snapshot::metadata(bool verify) const {
   const std::lock_guard lock(cache_->mutex);
   if (!cache_->metadata) {
     try {
-      cache_->metadata = std::make_shared<const SnapshotMetadata>(load_metadata(*storage_, {}));
+      cache_->metadata = std::make_shared<const SnapshotMetadata>(load_metadata(*storage_, {}, verify));
     } catch (const Error& error) {
       // The first sentence is the original's; programs look for it.
       throw Error(ErrorCode::kNotASnapshot,
@@ -40,6 +42,14 @@ std::shared_ptr<const SnapshotMetadata> Snapshot::metadata() const {
     }
   }
   return cache_->metadata;
+}
+
+std::shared_ptr<const SavedState> Snapshot::Cache::state(const Snapshot& snapshot, std::int64_t rank, bool verify) {
+  auto saved = snapshot.metadata(verify);
+  const std::lock_guard lock(mutex);
+  std::shared_ptr<const SavedState>& state = states[rank];
+  if (!state) state = std::make_shared<const SavedState>(std::move(saved), rank);
+  return state;
 }
 
 }  // namespace torchsnapshot

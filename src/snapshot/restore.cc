@@ -2,12 +2,13 @@
 #include <memory>
 #include <string>
 #include <tuple>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "core/path_codec.h"
 #include "manifest/rank_view.h"
+#include "pipeline/corruption_log.h"
+#include "snapshot/internal.h"
 #include "snapshot/state_reader.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/snapshot.h"
@@ -30,8 +31,7 @@ std::string suggestion(std::string_view wanted, const std::vector<std::string>& 
   return text.empty() ? text : text + "'?";
 }
 
-[[noreturn]] void fail_missing_key(const Storage& storage, const std::string& key,
-                                   const std::unordered_map<std::string_view, std::vector<const ViewEntry*>>& groups) {
+[[noreturn]] void fail_missing_key(const Storage& storage, const std::string& key, const KeyGroups& groups) {
   std::vector<std::string> known;
   for (const auto& [group, entries] : groups) known.push_back(decode_component(group));
   std::sort(known.begin(), known.end());
@@ -54,32 +54,46 @@ std::vector<const ViewEntry*> entries_below(const RankView& view, std::string_vi
   return found;
 }
 
+/// The subtree at `path`; a tensor of `target` that does not fit is an error.
+Value read_tree(Storage& storage, ChecksumStore& checksums, const std::string& path,
+                const std::vector<const ViewEntry*>& entries, const Value* target, const ReadOptions& options) {
+  StateReader reader(options.allocate, options.decode);
+  const std::size_t tree = reader.add(path, entries, target, target != nullptr, nullptr);
+  CorruptionLog corruptions(false);
+  try {
+    reader.read(storage, options.io, checksums, corruptions);
+  } catch (const Error& error) {
+    throw error.with_context("reading from " + storage.url());
+  }
+  return reader.take_result(tree);
+}
+
 }  // namespace
 
 RestoreReport Snapshot::restore(AppState& app, const RestoreOptions& options) const {
-  const std::shared_ptr<const SnapshotMetadata> saved = metadata();
-  const RankView view(*saved, 0);
-  const auto groups = entries_by_key(view);
+  const auto saved = cache_->state(*this, 0, options.io.checksums);
   RestoreReport report;
   StateReader reader(options.allocate, options.decode);
   std::vector<std::pair<std::size_t, std::size_t>> planned;  // index in the app state, in the reader
   for (std::size_t i = 0; i < app.size(); ++i) {
     const auto& [key, target] = app[i];
     const std::string path = encode_component(key);
-    const auto group = groups.find(path);
-    if (group == groups.end()) {
-      if (options.strict) fail_missing_key(*storage_, key, groups);
+    const auto group = saved->groups.find(path);
+    if (group == saved->groups.end()) {
+      if (options.strict) fail_missing_key(*storage_, key, saved->groups);
       report.missing.push_back(path);
       continue;
     }
     const bool exact = std::find(options.exact_keys.begin(), options.exact_keys.end(), key) != options.exact_keys.end();
     planned.emplace_back(i, reader.add(path, group->second, &target, exact, &report));
   }
+  CorruptionLog corruptions(options.keep_going);
   try {
-    reader.read(*storage_, options.io);
+    reader.read(*storage_, options.io, cache_->checksums, corruptions);
   } catch (const Error& error) {
     throw error.with_context("restoring from " + storage_->url());
   }
+  report.corrupt = corruptions.take();
   for (const auto& [i, tree] : planned) {
     Value state = reader.take_result(tree);
     if (options.on_state) {
@@ -92,7 +106,6 @@ RestoreReport Snapshot::restore(AppState& app, const RestoreOptions& options) co
 }
 
 Value Snapshot::read_object(const std::string& path, const Value* target, const ReadOptions& options) const {
-  const std::shared_ptr<const SnapshotMetadata> saved = metadata();
   std::int64_t rank = 0;
   std::string_view inner;
   try {
@@ -101,39 +114,23 @@ Value Snapshot::read_object(const std::string& path, const Value* target, const 
     throw Error(ErrorCode::kEntryNotFound,
                 "'" + path + "' does not begin with a rank; paths are 'RANK/key/sub/path', such as '0/" + path + "'");
   }
-  const RankView view(*saved, rank);
-  const std::vector<const ViewEntry*> entries = entries_below(view, inner);
-  if (entries.empty() || view.find(inner) == nullptr) {
+  const auto saved = cache_->state(*this, rank, options.io.checksums);
+  const std::vector<const ViewEntry*> entries = entries_below(saved->view, inner);
+  if (entries.empty() || saved->view.find(inner) == nullptr) {
     std::vector<std::string> candidates;
-    for (const ViewEntry& entry : view.entries()) candidates.push_back(std::to_string(rank) + "/" + entry.path);
+    for (const ViewEntry& entry : saved->view.entries()) candidates.push_back(std::to_string(rank) + "/" + entry.path);
     throw Error(ErrorCode::kEntryNotFound,
                 "the snapshot at " + storage_->url() + " has no entry '" + path + "'" + suggestion(path, candidates));
   }
-  StateReader reader(options.allocate, options.decode);
-  const std::size_t tree = reader.add(std::string(inner), entries, target, true, nullptr);
-  try {
-    reader.read(*storage_, options.io);
-  } catch (const Error& error) {
-    throw error.with_context("reading from " + storage_->url());
-  }
-  return reader.take_result(tree);
+  return read_tree(*storage_, cache_->checksums, std::string(inner), entries, target, options);
 }
 
 Value Snapshot::read_state(const std::string& key, std::int64_t rank, const ReadOptions& options) const {
-  const std::shared_ptr<const SnapshotMetadata> saved = metadata();
-  const RankView view(*saved, rank);
-  const auto groups = entries_by_key(view);
+  const auto saved = cache_->state(*this, rank, options.io.checksums);
   const std::string path = encode_component(key);
-  const auto group = groups.find(path);
-  if (group == groups.end()) fail_missing_key(*storage_, key, groups);
-  StateReader reader(options.allocate, options.decode);
-  const std::size_t tree = reader.add(path, group->second, nullptr, false, nullptr);
-  try {
-    reader.read(*storage_, options.io);
-  } catch (const Error& error) {
-    throw error.with_context("reading from " + storage_->url());
-  }
-  return reader.take_result(tree);
+  const auto group = saved->groups.find(path);
+  if (group == saved->groups.end()) fail_missing_key(*storage_, key, saved->groups);
+  return read_tree(*storage_, cache_->checksums, path, group->second, nullptr, options);
 }
 
 }  // namespace torchsnapshot

@@ -9,7 +9,8 @@
 
 #include "core/path_codec.h"
 #include "manifest/primitive.h"
-#include "pipeline/pipeline.h"
+#include "pipeline/read_pipeline.h"
+#include "snapshot/internal.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
@@ -92,8 +93,8 @@ bool has_distinct_elements(const TensorView& view) {
   return true;
 }
 
-std::unordered_map<std::string_view, std::vector<const ViewEntry*>> entries_by_key(const RankView& view) {
-  std::unordered_map<std::string_view, std::vector<const ViewEntry*>> groups;
+KeyGroups entries_by_key(const RankView& view) {
+  KeyGroups groups;
   for (const ViewEntry& entry : view.entries()) {
     const std::string_view path = entry.path;
     groups[path.substr(0, path.find('/'))].push_back(&entry);
@@ -227,8 +228,16 @@ void StateReader::want_blob(const Leaf& leaf, const std::string& location, std::
   pending_blobs_.push_back(pending);
 }
 
-void StateReader::read(Storage& storage, const IoOptions& io) {
-  const auto sizes = check_objects(planner_.needs(), storage, io.stop);
+void StateReader::read(Storage& storage, const IoOptions& io, ChecksumStore& checksums, CorruptionLog& corruptions) {
+  const std::vector<ObjectNeed> needs = planner_.needs();
+  if (io.checksums) {
+    std::vector<std::string> objects;
+    objects.reserve(needs.size());
+    for (const ObjectNeed& need : needs) objects.push_back(need.location);
+    checksums.load(objects, storage, io);
+  }
+  const ChecksumStore* verify_by = io.checksums ? &checksums : nullptr;
+  const ObjectSizes sizes = check_objects(needs, verify_by, storage, io.stop);
   std::uint64_t total = 0;
   for (const BlobRead& blob : blobs_) {
     const auto size = sizes.find(blob.location);
@@ -241,30 +250,35 @@ void StateReader::read(Storage& storage, const IoOptions& io) {
     }
   }
   ProgressMeter meter(total, io.on_progress);
-  place_blobs(run_blob_reads(blobs_, sizes, storage, io, meter));
+  const ReadContext context{storage, io, sizes, verify_by, corruptions, meter};
+  place_blobs(run_blob_reads(blobs_, context));
   plan_tensors();
   try {
-    run_reads(planner_.build(), storage, io, meter);
+    run_reads(planner_.build(), context);
   } catch (const Error& error) {
-    // Everything that can be checked was, so this is rare: the storage failed half-way.
+    // What can be checked before was, so this is rare: the storage failed half-way, or bits have flipped.
     throw error.with_context("tensors of the target may hold a mixture of old and restored values");
   }
   meter.finish();
 }
 
-void StateReader::place_blobs(const std::vector<SharedBytes>& bytes) {
+void StateReader::place_blobs(const std::vector<std::optional<SharedBytes>>& bytes) {
   for (const PendingBlob& pending : pending_blobs_) {
-    Value& value = trees_[pending.tree].leaves[pending.leaf].value;
-    if (auto* opaque = value.get_if<Opaque>()) {
-      opaque->bytes = bytes[pending.blob];
+    Leaf& leaf = trees_[pending.tree].leaves[pending.leaf];
+    if (leaf.is_kept) continue;
+    if (!bytes[pending.blob]) {
+      keep_target(leaf);
+    } else if (auto* opaque = leaf.value.get_if<Opaque>()) {
+      opaque->bytes = *bytes[pending.blob];
     } else {
-      value.get_if<EncodedTensor>()->parts[pending.part].bytes = bytes[pending.blob];
+      leaf.value.get_if<EncodedTensor>()->parts[pending.part].bytes = *bytes[pending.blob];
     }
   }
   if (!decode_) return;
   for (const PendingBlob& pending : pending_blobs_) {
     if (pending.part != 0) continue;  // the leaf's parts are decoded together
     Leaf& leaf = trees_[pending.tree].leaves[pending.leaf];
+    if (leaf.is_kept) continue;
     std::shared_ptr<void> decoded = decode_(leaf.path, blobs_[pending.blob].location, leaf.value);
     if (auto* opaque = leaf.value.get_if<Opaque>()) {
       opaque->owner = std::move(decoded);
@@ -276,11 +290,22 @@ void StateReader::place_blobs(const std::vector<SharedBytes>& bytes) {
   }
 }
 
+void StateReader::keep_target(Leaf& leaf) {
+  if (leaf.target == nullptr) {
+    throw Error(ErrorCode::kCorrupt,
+                "entry '" + leaf.path +
+                    "': its bytes have changed since they were saved, and the target has no value of "
+                    "its own that could stay");
+  }
+  leaf.value = *leaf.target;
+  leaf.is_kept = true;
+}
+
 void StateReader::plan_tensors() {
   for (Tree& tree : trees_) {
     for (Leaf& leaf : tree.leaves) {
       const auto saved = tensor_type(*leaf.entry);
-      if (!saved || leaf.value.get_if<EncodedTensor>() != nullptr) continue;
+      if (!saved || leaf.is_kept || leaf.value.get_if<EncodedTensor>() != nullptr) continue;
       const std::vector<ShardEntry> pieces = stored_pieces(*leaf.entry);
       const auto* sharded = leaf.target == nullptr ? nullptr : leaf.target->get_if<ShardedTensor>();
       const auto* view = leaf.target == nullptr ? nullptr : leaf.target->get_if<TensorView>();

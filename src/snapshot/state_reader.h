@@ -7,11 +7,12 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "manifest/rank_view.h"
+#include "pipeline/checksum_store.h"
+#include "pipeline/corruption_log.h"
 #include "plan/read_plan.h"
 #include "state/flatten.h"
 #include "torchsnapshot/snapshot.h"
@@ -33,8 +34,9 @@ class StateReader {
                   bool exact, RestoreReport* report);
 
   /// Reads everything that was added: checks the objects, reads and decodes what is not plain elements, makes memory,
-  /// and only then writes to targets.
-  void read(Storage& storage, const IoOptions& io);
+  /// and only then writes to targets. What is read is verified by `checksums`, unless `io` says otherwise; what is
+  /// corrupt goes to `corruptions`.
+  void read(Storage& storage, const IoOptions& io, ChecksumStore& checksums, CorruptionLog& corruptions);
 
   /// The tree of that index.
   Value take_result(std::size_t index);
@@ -43,8 +45,9 @@ class StateReader {
   struct Leaf {
     std::string path;
     const Entry* entry;
-    const Value* target;  ///< to be filled; null: a new value is made
-    Value value;          ///< the result, when read() is through
+    const Value* target;   ///< to be filled; null: a new value is made
+    Value value;           ///< the result, when read() is through
+    bool is_kept = false;  ///< the target's value stays: what is on storage is corrupt
   };
   struct Tree {
     Inflater inflater;
@@ -60,7 +63,8 @@ class StateReader {
 
   void require(Leaf& leaf, std::size_t tree, std::size_t index);
   void want_blob(const Leaf& leaf, const std::string& location, std::optional<ByteRange> range, PendingBlob pending);
-  void place_blobs(const std::vector<SharedBytes>& bytes);
+  void place_blobs(const std::vector<std::optional<SharedBytes>>& bytes);
+  static void keep_target(Leaf& leaf);
   void plan_tensors();
 
   AllocateFn allocate_;
@@ -71,9 +75,6 @@ class StateReader {
   std::vector<PendingBlob> pending_blobs_;
   std::vector<Tree> trees_;
 };
-
-/// The entries of `view` grouped by the first component of their paths, in the order of the manifest.
-std::unordered_map<std::string_view, std::vector<const ViewEntry*>> entries_by_key(const RankView& view);
 
 /// Dtype and shape of a tensor leaf or tensor-like entry.
 struct TensorType {

@@ -1,0 +1,101 @@
+#include "manifest/metadata_seal.h"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "core/text.h"
+#include "integrity/crc32c.h"
+#include "torchsnapshot/error.h"
+
+namespace torchsnapshot {
+namespace {
+
+constexpr std::string_view kMark = "+crc32c.";
+constexpr std::size_t kDigits = 8;
+constexpr std::string_view kBlank = "00000000";
+/// Metadata of ours begins so; the version follows.
+constexpr std::string_view kBegin = "{\n  \"version\": \"";
+
+std::string hex(std::uint32_t value) {
+  std::array<char, kDigits + 1> text{};
+  std::snprintf(text.data(), text.size(), "%08x", value);
+  return text.data();
+}
+
+std::uint32_t crc_of(std::string_view text, std::uint32_t seed = 0) {
+  return crc32c(seed, std::as_bytes(std::span(text)));
+}
+
+/// Where the digits of the seal begin, if the text begins as sealed metadata does.
+std::optional<std::size_t> find_digits(std::string_view text) {
+  if (!text.starts_with(kBegin)) return std::nullopt;
+  const std::size_t end = text.find('"', kBegin.size());
+  if (end == std::string_view::npos || end < kBegin.size() + kMark.size() + kDigits) return std::nullopt;
+  const std::size_t digits = end - kDigits;
+  if (text.substr(digits - kMark.size(), kMark.size()) != kMark) return std::nullopt;
+  return digits;
+}
+
+/// The CRC of the text with blank digits.
+std::uint32_t sealed_crc(std::string_view text, std::size_t digits) {
+  return crc_of(text.substr(digits + kDigits), crc_of(kBlank, crc_of(text.substr(0, digits))));
+}
+
+[[noreturn]] void fail(const std::string& why) {
+  throw Error(
+      ErrorCode::kCorrupt,
+      "the metadata " + why +
+          ": it has changed since it was written. Restore it from a copy, or use another snapshot; with checksums "
+          "turned off it is read as it is");
+}
+
+/// True when a version may have had a seal that was damaged. (The original's versions have no local part.)
+bool has_traces(std::string_view version) {
+  return version.find('+') != std::string_view::npos || version.find(kMark.substr(1)) != std::string_view::npos;
+}
+
+/// True when an object of the manifest lies where takes of ours, and nobody else's, put them.
+bool has_our_objects(const Manifest& manifest) {
+  constexpr std::string_view kData = "data/";
+  constexpr std::size_t kTakeId = 32;
+  for (const auto& [path, entry] : manifest) {
+    for (const std::string_view location : entry_locations(entry)) {
+      if (location.starts_with(kData) && location.find('/', kData.size()) == kData.size() + kTakeId) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+std::string write_sealed_metadata(const SnapshotMetadata& metadata) {
+  std::string text = write_metadata(metadata);
+  text.insert(kBegin.size() + metadata.version.size(), std::string(kMark).append(kBlank));
+  const auto digits = find_digits(text);
+  if (!digits) throw Error(ErrorCode::kInternal, "the version " + quote_text(metadata.version) + " can't be sealed");
+  text.replace(*digits, kDigits, hex(sealed_crc(text, *digits)));
+  return text;
+}
+
+SnapshotMetadata parse_sealed_metadata(std::string_view text, bool verify) {
+  const auto digits = find_digits(text);
+  if (verify && digits) {
+    const std::string expected(text.substr(*digits, kDigits));
+    const std::string found = hex(sealed_crc(text, *digits));
+    if (expected != found) fail("has the CRC-32C 0x" + found + ", expected 0x" + expected);
+  }
+  SnapshotMetadata metadata = parse_metadata(text);
+  if (digits) {
+    metadata.version.resize(metadata.version.size() - kMark.size() - kDigits);
+  } else if (verify && (has_traces(metadata.version) || has_our_objects(metadata.manifest))) {
+    fail("has lost its checksum");
+  }
+  return metadata;
+}
+
+}  // namespace torchsnapshot

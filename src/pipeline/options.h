@@ -1,0 +1,13 @@
+// What the write and the read pipeline, the only places where plans and storage meet, have in common.
+#pragma once
+
+#include <cstdint>
+
+#include "torchsnapshot/io_options.h"
+
+namespace torchsnapshot {
+
+/// The memory budget that `options` asks for.
+std::uint64_t budget_or_default(const IoOptions& options);
+
+}  // namespace torchsnapshot

@@ -1,0 +1,59 @@
+// From the plan of a take to its objects on storage: stage → checksum → write.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "exec/buffer_pool.h"
+#include "exec/memory_budget.h"
+#include "exec/task_group.h"
+#include "integrity/checksum_sidecar.h"
+#include "pipeline/progress.h"
+#include "plan/write_plan.h"
+#include "torchsnapshot/io_options.h"
+#include "torchsnapshot/storage.h"
+
+namespace torchsnapshot {
+
+/// What passes through a buffer before it is written.
+enum class Staging : std::uint8_t {
+  kWhereNeeded,  ///< only what can't be written from where it lies; the state's memory is read until finish() returns
+  kEverything,   ///< all of it, by stage()
+};
+
+/// Writes every object of a plan. On an error the objects may be there in part. The plan and the storage outlive it.
+/// One owner thread at a time.
+class WritePipeline {
+ public:
+  /// Starts threads, but no work. The options' observers live as long as this.
+  WritePipeline(const WritePlan& plan, Storage& storage, const IoOptions& options, Staging staging);
+  ~WritePipeline();  ///< stops and waits; an error that nobody asked for is dropped
+  WritePipeline(const WritePipeline&) = delete;
+  WritePipeline& operator=(const WritePipeline&) = delete;
+
+  /// Copies the state into buffers, on all cores, as the memory budget allows; what does not fit waits for writes to
+  /// end. When it returns the memory of the plan's items is not looked at any more. For Staging::kEverything, before
+  /// finish().
+  void stage();
+  /// Waits until every object is written and durable. Returns their checksums; none without IoOptions::checksums.
+  ChecksumTables finish();
+  /// IoOptions::poll is not called from now on.
+  void stop_polling() { options_.poll = nullptr; }
+
+ private:
+  class Object;
+
+  void start();
+
+  const WritePlan& plan_;
+  IoOptions options_;
+  ProgressMeter meter_;
+  MemoryBudget budget_;
+  std::vector<std::shared_ptr<Object>> objects_;
+  ThreadPool threads_;
+  TaskGroup writes_;
+  bool started_ = false;
+};
+
+}  // namespace torchsnapshot

@@ -1,0 +1,205 @@
+// The commit protocol (docs/commit.md). A crash between any two steps leaves the old snapshot, or none, or the new one.
+//  1. Every object of the take, and then the checksums of them all, is written under a name that no other take uses, so
+//     that nothing the committed manifest points to is touched.
+//  2. Every object is made durable by its writer, and then the folders by Storage::sync.
+//  3. Takes of this process to the same place that were begun before have ended.
+//  4. The metadata is published atomically and durably. This is the commit.
+//  5. Only now are the objects of the snapshot that was there before removed.
+// A failure in 1 to 4 removes what was written (best effort) and leaves the old snapshot.
+
+#include "snapshot/take_job.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <exception>
+#include <random>
+#include <span>
+#include <string_view>
+#include <unordered_set>
+#include <utility>
+
+#include "core/path_codec.h"
+#include "integrity/checksum_sidecar.h"
+#include "manifest/metadata_seal.h"
+#include "pipeline/checksum_store.h"
+#include "snapshot/internal.h"
+#include "state/flatten.h"
+#include "torchsnapshot/error.h"
+
+namespace torchsnapshot {
+namespace {
+
+/// 128 random bits in hex: unique to this take.
+std::string make_take_id() {
+  std::random_device random;
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string id;
+  for (int word = 0; word < 4; ++word) {
+    std::uint32_t bits = random();
+    for (int digit = 0; digit < 8; ++digit, bits >>= 4U) id += kDigits[bits & 15U];
+  }
+  return id;
+}
+
+FlatState flatten_app(const AppState& app) {
+  FlatState state;
+  std::unordered_set<std::string_view> keys;
+  for (const auto& [key, value] : app) {
+    if (!keys.insert(key).second) throw Error(ErrorCode::kInvalidArgument, "app state has the key '" + key + "' twice");
+    flatten(value, encode_component(key), state);
+  }
+  return state;
+}
+
+WritePlan make_plan(const AppState& app, const TakeOptions& options, const std::string& take_id) {
+  WritePlanOptions plan_options;
+  plan_options.take_id = take_id;
+  plan_options.replicated = options.replicated;
+  plan_options.max_chunk_bytes = options.max_chunk_bytes;
+  plan_options.max_shard_bytes = options.max_shard_bytes;
+  plan_options.slab_bytes = options.slab_bytes;
+  plan_options.batching = options.batching;
+  return plan_write(flatten_app(app), plan_options);
+}
+
+/// True for names that can only mean what they say; a manifest may hold others, which are read but never removed.
+bool is_plain_location(std::string_view location) {
+  if (location == kMetadataName) return false;
+  for (std::size_t begin = 0; begin <= location.size();) {
+    const std::size_t end = std::min(location.find('/', begin), location.size());
+    const std::string_view component = location.substr(begin, end - begin);
+    if (component.empty() || component == "." || component == "..") return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
+/// Everything that belongs to the snapshot now at this place. Nothing when there is no readable snapshot: then nothing
+/// can be said about what else lies there, and it stays.
+std::vector<std::string> committed_locations(Storage& storage, const IoOptions& io) {
+  std::vector<std::string> locations;
+  std::unordered_set<std::string> sidecars;
+  try {
+    const SnapshotMetadata old = load_metadata(storage, io.stop, true);
+    for (const auto& [path, entry] : old.manifest) {
+      for (const std::string_view location : entry_locations(entry)) {
+        if (!is_plain_location(location)) continue;
+        locations.emplace_back(location);
+        if (auto sidecar = checksum_location_of(location)) sidecars.insert(*std::move(sidecar));
+      }
+    }
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kCorrupt && io.on_notice) {
+      io.on_notice(std::string("the metadata that this take replaces is not readable, so its data is left in place: ") +
+                   error.what());
+    } else if (error.code() != ErrorCode::kNotFound && error.code() != ErrorCode::kCorrupt) {
+      throw;
+    }
+  }
+  locations.insert(locations.end(), sidecars.begin(), sidecars.end());
+  return locations;
+}
+
+void remove_quietly(Storage& storage, const std::vector<std::string>& locations, const IoOptions& io) {
+  try {
+    storage.remove(locations);
+  } catch (const Error& error) {
+    if (io.on_notice) io.on_notice(std::string("left-over objects could not be removed: ") + error.what());
+  }
+}
+
+/// False only when the metadata on storage is surely not `text`.
+bool may_be_committed(Storage& storage, std::string_view text) {
+  try {
+    return storage.read_all(std::string(kMetadataName), text.size(), {}) == text;
+  } catch (const Error& error) {
+    return error.code() != ErrorCode::kNotFound && error.code() != ErrorCode::kCorrupt;
+  }
+}
+
+}  // namespace
+
+TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options, Staging staging)
+    : storage_(std::move(storage)),
+      io_(options.io),
+      take_id_(make_take_id()),
+      plan_(make_plan(app, options, take_id_)),
+      metadata_(std::make_shared<SnapshotMetadata>()),
+      turn_(storage_->url()) {
+  metadata_->version = TORCHSNAPSHOT_VERSION;
+  metadata_->world_size = 1;
+  metadata_->manifest = std::move(plan_.manifest);
+  text_ = write_sealed_metadata(*metadata_);
+  for (const WriteObject& object : plan_.objects) written_.push_back(object.location);
+  pipeline_ = std::make_unique<WritePipeline>(plan_, *storage_, io_, staging);
+}
+
+TakeJob::~TakeJob() {
+  clean_up();
+}
+
+void TakeJob::clean_up() noexcept {
+  if (std::exchange(is_over_, true)) return;
+  pipeline_.reset();  // no write is under way any more
+  try {
+    remove_quietly(*storage_, written_, io_);
+  } catch (const std::exception&) {  // no memory, or an observer that throws: `prune` finds what is left
+    return;
+  }
+}
+
+template <typename Step>
+auto TakeJob::step(const Step& step) {
+  try {
+    return step();
+  } catch (const Error& error) {
+    clean_up();
+    throw error.with_context("taking a snapshot to " + storage_->url());
+  } catch (...) {
+    clean_up();
+    throw;
+  }
+}
+
+void TakeJob::stage() {
+  step([this] { pipeline_->stage(); });
+}
+
+std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
+  const std::vector<std::string> obsolete = step([this] {
+    write_checksums(pipeline_->finish());
+    pipeline_.reset();
+    plan_ = {};
+    storage_->sync();
+    turn_.wait(io_.stop);
+    std::vector<std::string> old = committed_locations(*storage_, io_);
+    if (io_.stop.stop_requested()) throw Error(ErrorCode::kCancelled, "the take was cancelled");
+    publish();
+    return old;
+  });
+  remove_quietly(*storage_, obsolete, io_);
+  return metadata_;
+}
+
+void TakeJob::write_checksums(const ChecksumTables& tables) {
+  if (tables.empty()) return;
+  const std::string location = checksum_location(take_id_, 0);
+  const std::string bytes = serialize_checksums(tables);
+  written_.push_back(location);
+  const auto writer = storage_->create(location, bytes.size(), io_.stop);
+  writer->write(0, std::as_bytes(std::span(bytes)));
+  writer->finish();
+}
+
+void TakeJob::publish() {
+  try {
+    storage_->publish(std::string(kMetadataName), text_);
+  } catch (...) {
+    // It may have happened all the same: then the data stays, whatever the caller is told.
+    is_over_ = may_be_committed(*storage_, text_);
+    throw;
+  }
+  is_over_ = true;
+}
+
+}  // namespace torchsnapshot

@@ -1,0 +1,53 @@
+// One take, in the steps of the commit protocol.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pipeline/write_pipeline.h"
+#include "plan/write_plan.h"
+#include "snapshot/commit_queue.h"
+#include "torchsnapshot/snapshot.h"
+
+namespace torchsnapshot {
+
+/// From an app state to a committed snapshot. One owner thread at a time. An error in a step leaves no snapshot, and
+/// the old one as it was; its message says which take it was. Destroyed before finish(), it removes what was written.
+class TakeJob {
+ public:
+  /// Plans, and checks `app`. Nothing is written yet.
+  TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options, Staging staging);
+  ~TakeJob();
+  TakeJob(const TakeJob&) = delete;
+  TakeJob& operator=(const TakeJob&) = delete;
+
+  /// For Staging::kEverything: when it returns, the app state may change.
+  void stage();
+  /// Writes what is left to write, and commits.
+  std::shared_ptr<const SnapshotMetadata> finish();
+  /// From now on nobody is asked between waits (IoOptions::poll), as the calling thread is another.
+  void stop_polling() { pipeline_->stop_polling(); }
+
+  [[nodiscard]] const std::shared_ptr<Storage>& storage() const noexcept { return storage_; }
+
+ private:
+  template <typename Step>
+  auto step(const Step& step);
+  void write_checksums(const ChecksumTables& tables);
+  void publish();
+  void clean_up() noexcept;
+
+  std::shared_ptr<Storage> storage_;
+  IoOptions io_;
+  std::string take_id_;
+  WritePlan plan_;
+  std::shared_ptr<SnapshotMetadata> metadata_;
+  std::string text_;                  ///< of the metadata
+  std::vector<std::string> written_;  ///< removed again if the take fails
+  bool is_over_ = false;              ///< committed, perhaps
+  CommitTurn turn_;
+  std::unique_ptr<WritePipeline> pipeline_;
+};
+
+}  // namespace torchsnapshot
