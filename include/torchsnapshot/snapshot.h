@@ -1,11 +1,13 @@
 // Take and restore: the engine's façade.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "torchsnapshot/corruption.h"
@@ -71,6 +73,8 @@ struct ReadOptions {
   DecodeFn decode;
 };
 
+class PendingSnapshot;
+
 /// A handle to a snapshot. Nothing is read until needed. Thread-safe.
 class Snapshot {
  public:
@@ -82,6 +86,15 @@ class Snapshot {
   static Snapshot take(const std::string& url, const AppState& app, const TakeOptions& options = {},
                        const StorageOptions& storage_options = {});
   static Snapshot take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options = {});
+
+  /// As take, but returns once the content is fixed: every tensor has been copied into buffers under the memory budget (what
+  /// exceeds it, written), so that `app` may change at once. The rest goes on on threads of the engine. Wrong arguments
+  /// throw here; what fails later comes from the result. The buffers stay for the next call (release_staging_memory).
+  /// IoOptions::poll is called in here only; the other observers until the take has ended.
+  static PendingSnapshot async_take(const std::string& url, const AppState& app, const TakeOptions& options = {},
+                                    const StorageOptions& storage_options = {});
+  static PendingSnapshot async_take(std::shared_ptr<Storage> storage, const AppState& app,
+                                    const TakeOptions& options = {});
 
   /// Reads the keys of `app` back. Tensors of `app` with the saved dtype and shape are filled in place; afterwards
   /// each tree is the saved one, with those tensors in it. Sharded entries that the target lacks are left out. Before
@@ -104,10 +117,37 @@ class Snapshot {
   [[nodiscard]] const std::shared_ptr<Storage>& storage() const noexcept { return storage_; }
 
  private:
+  friend class PendingSnapshot;
   struct Cache;
 
   std::shared_ptr<Storage> storage_;
   std::shared_ptr<Cache> cache_;  ///< what was read; shared by copies
 };
+
+/// A take that goes on by itself. Copies refer to the same take. When the last one goes, it waits for the take to end;
+/// a failure that nobody asked for is then a notice. Takes to one place commit in the order in which they were begun. In a
+/// forked child it is of no use: wait() throws. Thread-safe.
+class PendingSnapshot {
+ public:
+  /// Where the snapshot will be.
+  [[nodiscard]] const std::string& url() const noexcept;
+  /// True when the take has ended, well or not.
+  [[nodiscard]] bool done() const;
+  /// Blocks until the take has ended, at most for `timeout`. True when it has.
+  [[nodiscard]] bool wait_for(std::chrono::milliseconds timeout) const;
+  /// Blocks until the take has ended, and returns the snapshot, or throws what ended the take; every time.
+  Snapshot wait() const;
+  /// Tells the take to stop. It ends soon, with Error(kCancelled) and without a snapshot, unless it was committed before.
+  void cancel() const;
+
+ private:
+  friend class Snapshot;
+  class Take;
+  explicit PendingSnapshot(std::shared_ptr<Take> take) noexcept : take_(std::move(take)) {}
+  std::shared_ptr<Take> take_;
+};
+
+/// Gives the buffers that takes have left for the next ones back to the system, but for 64 MiB.
+void release_staging_memory();
 
 }  // namespace torchsnapshot

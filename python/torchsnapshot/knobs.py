@@ -21,6 +21,7 @@ MAX_PER_RANK_IO_CONCURRENCY_ENV_VAR = "TORCHSNAPSHOT_MAX_PER_RANK_IO_CONCURRENCY
 DISABLE_BATCHING_ENV_VAR = "TORCHSNAPSHOT_DISABLE_BATCHING"
 PER_RANK_MEMORY_BUDGET_ENV_VAR = "TORCHSNAPSHOT_PER_RANK_MEMORY_BUDGET_BYTES"
 SHARDED_TENSOR_ELASTICITY_ROOT_ONLY_ENV_VAR = "TORCHSNAPSHOT_ENABLE_SHARDED_TENSOR_ELASTICITY_ROOT_ONLY"
+DISABLE_CHECKSUMS_ENV_VAR = "TORCHSNAPSHOT_DISABLE_CHECKSUMS"
 PROGRESS_ENV_VAR = "TORCHSNAPSHOT_PROGRESS"
 
 _DEFAULT_MAX_CHUNK_SIZE_BYTES = 512 << 20
@@ -75,6 +76,11 @@ def is_sharded_tensor_elasticity_enabled_at_root_only() -> bool:
     """True: a target's sharded tensors are added or left out only where all of them are at the root of their
     state dict."""
     return _bool_from_env(SHARDED_TENSOR_ELASTICITY_ROOT_ONLY_ENV_VAR)
+
+
+def are_checksums_disabled() -> bool:
+    """True: takes write no checksums, and nothing that is read is verified."""
+    return _bool_from_env(DISABLE_CHECKSUMS_ENV_VAR)
 
 
 def is_progress_enabled() -> bool:
@@ -133,6 +139,13 @@ def override_is_batching_disabled(disabled: bool) -> Generator[None, None, None]
 def override_is_sharded_tensor_elasticity_enabled_at_root_only(enabled: bool) -> Generator[None, None, None]:
     """Sets :func:`is_sharded_tensor_elasticity_enabled_at_root_only`."""
     with _override_env_var(SHARDED_TENSOR_ELASTICITY_ROOT_ONLY_ENV_VAR, enabled):
+        yield
+
+
+@contextmanager
+def override_checksums_disabled(disabled: bool) -> Generator[None, None, None]:
+    """Sets :func:`are_checksums_disabled`."""
+    with _override_env_var(DISABLE_CHECKSUMS_ENV_VAR, disabled):
         yield
 
 

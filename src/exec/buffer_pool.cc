@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "exec/fork_lock.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
@@ -84,6 +85,10 @@ std::size_t BufferPool::count() const {
   return count_;
 }
 
+void BufferPool::survive_fork() {
+  lock_over_fork(mutex_);
+}
+
 BufferPool::Buffer::Buffer(Buffer&& other) noexcept
     : pool_(std::exchange(other.pool_, nullptr)), data_(other.data_), size_(other.size_) {}
 
@@ -93,7 +98,11 @@ BufferPool::Buffer::~Buffer() {
 
 BufferPool& staging_pool() {
   // Never destroyed: threads of a pending take may still use it when static objects go.
-  static auto* pool = new BufferPool(kStagingBufferBytes, kStagingKeep);
+  static BufferPool* pool = [] {
+    auto* made = new BufferPool(kStagingBufferBytes, kStagingKeep);
+    made->survive_fork();
+    return made;
+  }();
   return *pool;
 }
 

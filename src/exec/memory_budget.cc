@@ -43,6 +43,17 @@ MemoryBudget::Lease MemoryBudget::acquire(std::uint64_t bytes, const std::stop_t
   return {this, bytes};
 }
 
+std::uint64_t MemoryBudget::limit() const {
+  const std::lock_guard lock(mutex_);
+  return limit_;
+}
+
+void MemoryBudget::set_limit(std::uint64_t limit) {
+  const std::lock_guard lock(mutex_);
+  limit_ = limit;
+  changed_.notify_all();
+}
+
 std::uint64_t MemoryBudget::in_use() const {
   const std::lock_guard lock(mutex_);
   return in_use_;

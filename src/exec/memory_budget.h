@@ -40,7 +40,9 @@ class MemoryBudget {
   /// requests behind it move up.
   [[nodiscard]] Lease acquire(std::uint64_t bytes, const std::stop_token& stop);
 
-  [[nodiscard]] std::uint64_t limit() const noexcept { return limit_; }
+  [[nodiscard]] std::uint64_t limit() const;
+  /// What is in use already stays so.
+  void set_limit(std::uint64_t limit);
   /// Bytes that leases hold now.
   [[nodiscard]] std::uint64_t in_use() const;
   /// The most bytes that were in use at once.
@@ -52,7 +54,7 @@ class MemoryBudget {
   [[nodiscard]] bool fits(std::uint64_t bytes) const noexcept;
   void release(std::uint64_t bytes) noexcept;
 
-  const std::uint64_t limit_;
+  std::uint64_t limit_;
   mutable std::mutex mutex_;
   std::condition_variable_any changed_;
   std::uint64_t in_use_ = 0;

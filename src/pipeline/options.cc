@@ -1,4 +1,5 @@
 #include "pipeline/options.h"
+
 #include "exec/memory_budget.h"
 
 namespace torchsnapshot {

@@ -1,9 +1,12 @@
 #include "pipeline/write_pipeline.h"
 
+#include <sys/types.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <exception>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -71,6 +74,18 @@ void stage_block(const WriteBlock& block, std::span<std::byte> buffer, ChecksumB
     at = piece.offset + piece.size;
   }
   zero_until(block.range.end);
+}
+
+/// The budget of all takes that stage everything: several may be pending.
+MemoryBudget& shared_budget(std::uint64_t limit) {
+  // Never destroyed: takes may be pending when static objects go. A forked child has none of its parent's takes.
+  static std::mutex mutex;
+  static std::map<pid_t, MemoryBudget*> by_process;
+  const std::lock_guard lock(mutex);
+  MemoryBudget*& budget = by_process[getpid()];
+  if (budget == nullptr) budget = new MemoryBudget(limit);
+  budget->set_limit(limit);
+  return *budget;
 }
 
 }  // namespace
@@ -170,7 +185,8 @@ WritePipeline::WritePipeline(const WritePlan& plan, Storage& storage, const IoOp
     : plan_(plan),
       options_(options),
       meter_(total_bytes(plan), options_.on_progress),
-      budget_(budget_or_default(options)),
+      own_budget_(budget_or_default(options)),
+      budget_(staging == Staging::kEverything ? shared_budget(own_budget_.limit()) : own_budget_),
       threads_(std::max<std::size_t>(1, options.io_concurrency)),
       writes_(threads_, options.stop) {
   objects_.reserve(plan.objects.size());
@@ -183,6 +199,8 @@ WritePipeline::~WritePipeline() = default;
 
 void WritePipeline::stage() {
   started_ = true;
+  // The next take finds this memory warm.
+  staging_pool().keep_at_least(std::min(total_bytes(plan_), budget_.limit()) / kStagingBufferBytes + 1);
   const std::stop_token stop = writes_.stop_token();
   // The copies end when a write fails: there is no sense in the rest.
   ThreadPool cores(std::max(1U, std::thread::hardware_concurrency()));
@@ -204,8 +222,8 @@ void WritePipeline::stage() {
   try {
     copies.wait(options_.poll);
   } catch (const Error& error) {
-    if (error.code() == ErrorCode::kCancelled) writes_.wait();  // the reason to stop may have been a failed write
-    throw;
+    // When a write has failed the copies are stopped; its error comes from finish().
+    if (error.code() != ErrorCode::kCancelled || options_.stop.stop_requested()) throw;
   }
 }
 

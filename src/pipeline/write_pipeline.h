@@ -49,7 +49,8 @@ class WritePipeline {
   const WritePlan& plan_;
   IoOptions options_;
   ProgressMeter meter_;
-  MemoryBudget budget_;
+  MemoryBudget own_budget_;
+  MemoryBudget& budget_;  ///< own_budget_, or the one that pending takes share
   std::vector<std::shared_ptr<Object>> objects_;
   ThreadPool threads_;
   TaskGroup writes_;

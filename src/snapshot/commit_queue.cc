@@ -1,10 +1,15 @@
 #include "snapshot/commit_queue.h"
 
+#include <sys/types.h>
+#include <unistd.h>
+
 #include <condition_variable>
 #include <map>
 #include <mutex>
 #include <set>
+#include <utility>
 
+#include "exec/fork_lock.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
@@ -17,11 +22,18 @@ struct CommitTurn::Queue {
 
   /// The queue of a URL; it lives as long as somebody is in it.
   static std::shared_ptr<Queue> of(const std::string& url) {
-    static std::mutex all_mutex;
-    static auto* all = new std::map<std::string, std::weak_ptr<Queue>>;  // takes may be pending when statics go
-    const std::lock_guard lock(all_mutex);
-    std::erase_if(*all, [](const auto& item) { return item.second.expired(); });
-    std::weak_ptr<Queue>& known = (*all)[url];
+    struct Queues {
+      std::mutex mutex;
+      std::map<std::pair<pid_t, std::string>, std::weak_ptr<Queue>> by_url;  ///< of this process, not of its parent
+    };
+    static Queues* all = [] {  // never destroyed: takes may be pending when static objects go
+      auto* made = new Queues;
+      lock_over_fork(made->mutex);
+      return made;
+    }();
+    const std::lock_guard lock(all->mutex);
+    std::erase_if(all->by_url, [](const auto& item) { return item.second.expired(); });
+    std::weak_ptr<Queue>& known = all->by_url[{getpid(), url}];
     std::shared_ptr<Queue> queue = known.lock();
     if (!queue) known = queue = std::make_shared<Queue>();
     return queue;
