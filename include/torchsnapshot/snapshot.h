@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -31,6 +32,9 @@ struct TakeOptions {
   std::uint64_t slab_bytes = 128ULL << 20;
   /// False: each tensor gets an object of its own.
   bool batching = true;
+  /// Of async_take: called on a thread of the engine when the take has ended, with the error that ended it or null. It must
+  /// not throw, nor wait for the take. Without it, a failure that nobody asked for is a notice.
+  std::function<void(const std::exception_ptr& error)> on_end;
 };
 
 /// Leaves that a restore could not match one to one. Paths are "key/sub/path".

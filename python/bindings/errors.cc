@@ -20,14 +20,17 @@ void translate(const std::exception_ptr& pointer, void*) {
   try {
     std::rethrow_exception(pointer);
   } catch (const Error& error) {
-    const std::string code(to_string(error.code()));
-    nb::object exception =
-        nb::module_::import_("torchsnapshot.errors").attr("from_code")(code, message_of(error), error.sys_errno());
+    const nb::object exception = exception_of(error);
     PyErr_SetObject(exception.type().ptr(), exception.ptr());
   }
 }
 
 }  // namespace
+
+nb::object exception_of(const Error& error) {
+  const std::string code(to_string(error.code()));
+  return nb::module_::import_("torchsnapshot.errors").attr("from_code")(code, message_of(error), error.sys_errno());
+}
 
 void register_errors(nb::module_&) {
   nb::register_exception_translator(translate);

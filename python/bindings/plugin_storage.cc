@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/path_codec.h"
+#include "gil_object.h"
 #include "storage/object_checks.h"
 #include "text.h"
 #include "torchsnapshot/error.h"
@@ -17,22 +18,6 @@ namespace nb = nanobind;
 
 namespace torchsnapshot::python {
 namespace {
-
-/// A Python reference that may be dropped by any thread.
-class Handle {
- public:
-  explicit Handle(nb::object object) : object_(object.release().ptr()) {}
-  ~Handle() {
-    const nb::gil_scoped_acquire gil;
-    Py_DECREF(object_);
-  }
-  Handle(const Handle&) = delete;
-  Handle& operator=(const Handle&) = delete;
-  [[nodiscard]] nb::handle get() const noexcept { return object_; }
-
- private:
-  PyObject* object_;
-};
 
 /// Copies what a plugin returned; it must be `expected` bytes long.
 void copy_result(const nb::object& result, std::span<std::byte> out, const std::string& location) {
@@ -50,13 +35,13 @@ void copy_result(const nb::object& result, std::span<std::byte> out, const std::
 /// Collects the object in a bytearray, which stays valid if the plugin keeps a reference to what it is given.
 class PluginWriter final : public ObjectWriter {
  public:
-  PluginWriter(std::shared_ptr<Handle> bridge, std::string location, std::uint64_t size)
+  PluginWriter(std::shared_ptr<GilObject> bridge, std::string location, std::uint64_t size)
       : bridge_(std::move(bridge)), location_(std::move(location)), progress_(size) {
     const nb::gil_scoped_acquire gil;
     nb::object content = nb::steal(PyByteArray_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
     if (!content.is_valid()) nb::raise_python_error();
     data_ = PyByteArray_AS_STRING(content.ptr());
-    content_ = std::make_unique<Handle>(std::move(content));
+    content_ = std::make_unique<GilObject>(std::move(content));
   }
 
   void write(std::uint64_t offset, std::span<const std::byte> data) override {
@@ -75,16 +60,16 @@ class PluginWriter final : public ObjectWriter {
   }
 
  private:
-  std::shared_ptr<Handle> bridge_;
+  std::shared_ptr<GilObject> bridge_;
   std::string location_;
   WriteProgress progress_;
-  std::unique_ptr<Handle> content_;
+  std::unique_ptr<GilObject> content_;
   char* data_ = nullptr;
 };
 
 class PluginReader final : public ObjectReader {
  public:
-  PluginReader(std::shared_ptr<Handle> bridge, std::string location)
+  PluginReader(std::shared_ptr<GilObject> bridge, std::string location)
       : bridge_(std::move(bridge)), location_(std::move(location)) {}
 
   void read(std::uint64_t offset, std::span<std::byte> out) override {
@@ -94,14 +79,14 @@ class PluginReader final : public ObjectReader {
   }
 
  private:
-  std::shared_ptr<Handle> bridge_;
+  std::shared_ptr<GilObject> bridge_;
   std::string location_;
 };
 
 class PluginStorage final : public Storage {
  public:
   PluginStorage(nb::object bridge, std::string url)
-      : bridge_(std::make_shared<Handle>(std::move(bridge))), url_(std::move(url)) {}
+      : bridge_(std::make_shared<GilObject>(std::move(bridge))), url_(std::move(url)) {}
 
   [[nodiscard]] std::string url() const override { return url_; }
 
@@ -175,7 +160,7 @@ class PluginStorage final : public Storage {
  private:
   [[nodiscard]] std::string name_of(const std::string& location) const { return url_ + "/" + location; }
 
-  std::shared_ptr<Handle> bridge_;
+  std::shared_ptr<GilObject> bridge_;
   std::string url_;
 };
 

@@ -7,14 +7,20 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <chrono>
+#include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "core/path_codec.h"
+#include "errors.h"
 #include "from_value.h"
+#include "gil_object.h"
 #include "metadata.h"
 #include "plugin_storage.h"
 #include "text.h"
@@ -29,21 +35,23 @@ namespace {
 /// A callback that may be called by any thread. What it raises is printed, not thrown: an observer must not break
 /// what it observes.
 template <typename... Arguments>
-auto observer(nb::handle callback) {
-  return [callback](Arguments... arguments) {
+auto observer(const nb::object& callback) {
+  return [callback = std::make_shared<GilObject>(callback)](const Arguments&... arguments) {
+    if (!nb::is_alive()) return;  // a take that was still pending when the interpreter ended
     const nb::gil_scoped_acquire gil;
     try {
-      callback(arguments...);
+      callback->get()(arguments...);
     } catch (nb::python_error& error) {
-      error.discard_as_unraisable(callback);
+      error.discard_as_unraisable(callback->get());
     }
   };
 }
 
-/// Limits and observers as Python passes them. The callbacks live as long as this.
+/// Limits and observers as Python passes them.
 struct PyIoOptions {
   std::uint64_t memory_budget_bytes = 0;
   std::uint32_t io_concurrency = 16;
+  bool checksums = true;
   nb::object on_progress = nb::none();
   nb::object on_notice = nb::none();
 
@@ -56,6 +64,7 @@ struct PyIoOptions {
     };
     io.memory_budget_bytes = memory_budget_bytes;
     io.io_concurrency = io_concurrency;
+    io.checksums = checksums;
     if (!on_progress.is_none()) {
       io.on_progress = [report = observer<std::uint64_t, std::uint64_t>(on_progress)](const Progress& progress) {
         report(progress.bytes_done, progress.bytes_total);
@@ -81,9 +90,7 @@ struct PyTakeOptions {
 
 using PyAppState = std::vector<std::pair<nb::str, nb::object>>;
 
-Snapshot take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyTakeOptions& take_options,
-              const PyIoOptions& io, nb::object prepare) {
-  ToValue values(std::move(prepare));
+AppState to_save(const PyAppState& app, ToValue& values) {
   AppState state;
   state.reserve(app.size());
   for (const auto& [key, object] : app) {
@@ -91,6 +98,10 @@ Snapshot take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyT
     Value value = values.to_save(name, object);
     state.emplace_back(std::move(name), std::move(value));
   }
+  return state;
+}
+
+TakeOptions to_engine(const PyTakeOptions& take_options, const PyIoOptions& io) {
   TakeOptions options;
   options.io = io.to_engine();
   options.replicated = take_options.replicated;
@@ -98,8 +109,65 @@ Snapshot take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyT
   options.max_shard_bytes = take_options.max_shard_bytes;
   options.slab_bytes = take_options.slab_bytes;
   options.batching = take_options.batching;
+  return options;
+}
+
+Snapshot take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyTakeOptions& take_options,
+              const PyIoOptions& io, nb::object prepare) {
+  ToValue values(std::move(prepare));
+  const AppState state = to_save(app, values);
+  const TakeOptions options = to_engine(take_options, io);
   const nb::gil_scoped_release release;
   return Snapshot::take(std::move(storage), state, options);
+}
+
+/// The Python exception that `error` becomes.
+nb::object to_exception(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const nb::python_error& python) {
+    return nb::borrow(python.value());
+  } catch (const Error& engine) {
+    return exception_of(engine);
+  } catch (const std::exception& other) {
+    return nb::module_::import_("builtins").attr("RuntimeError")(other.what());
+  }
+}
+
+/// `on_end(error or None)` is called on a thread of the engine when the take has ended.
+PendingSnapshot async_take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyTakeOptions& take_options,
+                           const PyIoOptions& io, nb::object prepare, const nb::object& on_end) {
+  ToValue values(std::move(prepare));
+  const AppState state = to_save(app, values);
+  TakeOptions options = to_engine(take_options, io);
+  options.on_end = [report = observer<nb::object>(on_end)](const std::exception_ptr& error) {
+    if (!nb::is_alive()) return;
+    const nb::gil_scoped_acquire gil;
+    report(error ? to_exception(error) : nb::object(nb::none()));
+  };
+  const nb::gil_scoped_release release;
+  return Snapshot::async_take(std::move(storage), state, options);
+}
+
+/// False when `seconds` (negative: no limit) have passed. Ctrl-C interrupts the wait, not the take.
+bool wait_for(const PendingSnapshot& pending, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::milliseconds kSlice(100);
+  constexpr double kForever = 1e9;
+  const bool has_limit = seconds >= 0 && seconds < kForever;
+  const auto limit = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                        std::chrono::duration<double>(has_limit ? seconds : 0));
+  while (true) {
+    bool is_done = false;
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(limit - Clock::now());
+    {
+      const nb::gil_scoped_release release;
+      is_done = pending.wait_for(has_limit ? std::clamp(left, std::chrono::milliseconds(0), kSlice) : kSlice);
+    }
+    if (is_done) return true;
+    if (has_limit && Clock::now() >= limit) return false;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
 }
 
 /// How the engine makes Python's objects; `Options` is RestoreOptions or ReadOptions.
@@ -114,7 +182,7 @@ void set_factories(Options& options, ToValue& keeper, bool weights_only) {
 /// Restores into the state dicts of `app`. `on_state(index, state_dict)` is called for each key when its data is
 /// complete.
 nb::tuple restore(const Snapshot& snapshot, const PyAppState& app, bool strict, const std::vector<bool>& exact,
-                  bool weights_only, const nb::object& on_state, const PyIoOptions& io) {
+                  bool weights_only, bool keep_going, const nb::object& on_state, const PyIoOptions& io) {
   ToValue values{nb::none()};
   AppState state;
   RestoreOptions options;
@@ -126,6 +194,7 @@ nb::tuple restore(const Snapshot& snapshot, const PyAppState& app, bool strict, 
   }
   options.io = io.to_engine();
   options.strict = strict;
+  options.keep_going = keep_going;
   set_factories(options, values, weights_only);
   options.on_state = [&](std::size_t index, Value&& value) {
     const nb::gil_scoped_acquire gil;
@@ -142,7 +211,12 @@ nb::tuple restore(const Snapshot& snapshot, const PyAppState& app, bool strict, 
     for (const std::string& path : paths) list.append(to_str(path));
     return list;
   };
-  return nb::make_tuple(to_list(report.missing), to_list(report.unexpected), to_list(report.mismatched));
+  nb::list corrupt;
+  for (const Corruption& found : report.corrupt) {
+    corrupt.append(nb::make_tuple(to_list(found.paths), to_str(found.location),
+                                  nb::make_tuple(found.range.begin, found.range.end), found.expected, found.found));
+  }
+  return nb::make_tuple(to_list(report.missing), to_list(report.unexpected), to_list(report.mismatched), corrupt);
 }
 
 nb::object read_object(const Snapshot& snapshot, const nb::str& py_path, const nb::object& target, bool weights_only,
@@ -180,11 +254,11 @@ nb::object read_state(const Snapshot& snapshot, const nb::str& py_key, std::int6
   return FromValue(values).convert(encode_component(key), *std::move(result));
 }
 
-nb::tuple metadata(const Snapshot& snapshot) {
+nb::tuple metadata(const Snapshot& snapshot, bool verify) {
   std::shared_ptr<const SnapshotMetadata> loaded;
   {
     const nb::gil_scoped_release release;
-    loaded = snapshot.metadata();
+    loaded = snapshot.metadata(verify);
   }
   return metadata_to_python(*loaded);
 }
@@ -212,6 +286,7 @@ void bind_snapshot(nb::module_& module) {
       .def(nb::init<>())
       .def_rw("memory_budget_bytes", &PyIoOptions::memory_budget_bytes)
       .def_rw("io_concurrency", &PyIoOptions::io_concurrency)
+      .def_rw("checksums", &PyIoOptions::checksums)
       .def_rw("on_progress", &PyIoOptions::on_progress, nb::arg().none())
       .def_rw("on_notice", &PyIoOptions::on_notice, nb::arg().none());
 
@@ -225,13 +300,16 @@ void bind_snapshot(nb::module_& module) {
 
   nb::class_<Snapshot>(module, "Snapshot", "A handle to a snapshot in a storage.")
       .def(nb::init<std::shared_ptr<Storage>>(), nb::arg("storage"))
-      .def("metadata", &metadata, nb::sig("def metadata(self) -> tuple[str, int, dict[str, dict[str, object]]]"),
+      .def("metadata", &metadata, nb::arg("verify"),
+           nb::sig("def metadata(self, verify: bool) -> tuple[str, int, dict[str, dict[str, object]]]"),
            "(version, world_size, {path: entry}).")
       .def("restore", &restore, nb::arg("app"), nb::arg("strict"), nb::arg("exact"), nb::arg("weights_only"),
-           nb::arg("on_state"), nb::arg("io"),
-           nb::sig("def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], "
-                   "weights_only: bool, on_state: object, io: IoOptions) -> tuple[list[str], list[str], list[str]]"),
-           "Restores; returns (missing, unexpected, mismatched).")
+           nb::arg("keep_going"), nb::arg("on_state"), nb::arg("io"),
+           nb::sig(
+               "def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], "
+               "weights_only: bool, keep_going: bool, on_state: object, io: IoOptions) -> tuple[list[str], list[str], "
+               "list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]"),
+           "Restores; returns (missing, unexpected, mismatched, corrupt).")
       .def("read_object", &read_object, nb::arg("path"), nb::arg("target").none(), nb::arg("weights_only"),
            nb::arg("io"), "One entry or subtree, in place where `target` has tensors.")
       .def("read_state", &read_state, nb::arg("key"), nb::arg("rank"), nb::arg("weights_only"), nb::arg("io"),
@@ -239,6 +317,21 @@ void bind_snapshot(nb::module_& module) {
 
   module.def("take", &take, nb::arg("storage"), nb::arg("app"), nb::arg("take_options"), nb::arg("io"),
              nb::arg("prepare").none(), "Takes a snapshot of (key, state dict) pairs.");
+
+  nb::class_<PendingSnapshot>(module, "PendingSnapshot", "A take that goes on by itself.")
+      .def("done", &PendingSnapshot::done, nb::call_guard<nb::gil_scoped_release>(), "Whether the take has ended.")
+      .def("wait_for", &wait_for, nb::arg("seconds"),
+           "Waits until the take has ended, at most so long (negative: without limit); whether it has.")
+      .def("wait", &PendingSnapshot::wait, nb::call_guard<nb::gil_scoped_release>(),
+           "Waits, and returns the snapshot or raises what ended the take.")
+      .def("cancel", &PendingSnapshot::cancel, nb::call_guard<nb::gil_scoped_release>(), "Tells the take to stop.");
+  module.def("async_take", &async_take, nb::arg("storage"), nb::arg("app"), nb::arg("take_options"), nb::arg("io"),
+             nb::arg("prepare").none(), nb::arg("on_end"),
+             nb::sig("def async_take(storage: Storage, app: Sequence[tuple[str, object]], take_options: TakeOptions, "
+                     "io: IoOptions, prepare: object | None, on_end: object) -> PendingSnapshot"),
+             "Fixes what a snapshot of (key, state dict) pairs will hold; the rest goes on by itself.");
+  module.def("release_staging_memory", &release_staging_memory, nb::call_guard<nb::gil_scoped_release>(),
+             "Gives the buffers that takes have left back to the system, but for 64 MiB.");
 }
 
 }  // namespace torchsnapshot::python

@@ -16,12 +16,14 @@ from .errors import (
     NotAFolderError,
     NotFoundError,
     ObjectNotAllowedError,
+    PendingTakeError,
     SnapshotIncompleteError,
     StorageError,
     TorchSnapshotError,
     TypeMismatchError,
     UnsupportedError,
 )
+from .pending_snapshot import PendingSnapshot, release_staging_memory
 from .rng_state import RNGState
 from .snapshot import Snapshot
 from .state_dict import StateDict
@@ -41,6 +43,8 @@ __all__ = [
     "NotAFolderError",
     "NotFoundError",
     "ObjectNotAllowedError",
+    "PendingSnapshot",
+    "PendingTakeError",
     "RNGState",
     "Snapshot",
     "SnapshotIncompleteError",
@@ -51,4 +55,5 @@ __all__ = [
     "TypeMismatchError",
     "UnsupportedError",
     "__version__",
+    "release_staging_memory",
 ]

@@ -43,6 +43,12 @@ class IoOptions:
     def io_concurrency(self, arg: int, /) -> None: ...
 
     @property
+    def checksums(self) -> bool: ...
+
+    @checksums.setter
+    def checksums(self, arg: bool, /) -> None: ...
+
+    @property
     def on_progress(self) -> object: ...
 
     @on_progress.setter
@@ -94,11 +100,11 @@ class Snapshot:
 
     def __init__(self, storage: Storage) -> None: ...
 
-    def metadata(self) -> tuple[str, int, dict[str, dict[str, object]]]:
+    def metadata(self, verify: bool) -> tuple[str, int, dict[str, dict[str, object]]]:
         """(version, world_size, {path: entry})."""
 
-    def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], weights_only: bool, on_state: object, io: IoOptions) -> tuple[list[str], list[str], list[str]]:
-        """Restores; returns (missing, unexpected, mismatched)."""
+    def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], weights_only: bool, keep_going: bool, on_state: object, io: IoOptions) -> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]:
+        """Restores; returns (missing, unexpected, mismatched, corrupt)."""
 
     def read_object(self, path: str, target: object | None, weights_only: bool, io: IoOptions) -> object:
         """One entry or subtree, in place where `target` has tensors."""
@@ -108,3 +114,30 @@ class Snapshot:
 
 def take(storage: Storage, app: Sequence[tuple[str, object]], take_options: TakeOptions, io: IoOptions, prepare: object | None) -> Snapshot:
     """Takes a snapshot of (key, state dict) pairs."""
+
+class PendingSnapshot:
+    """A take that goes on by itself."""
+
+    def done(self) -> bool:
+        """Whether the take has ended."""
+
+    def wait_for(self, seconds: float) -> bool:
+        """
+        Waits until the take has ended, at most so long (negative: without limit); whether it has.
+        """
+
+    def wait(self) -> Snapshot:
+        """Waits, and returns the snapshot or raises what ended the take."""
+
+    def cancel(self) -> None:
+        """Tells the take to stop."""
+
+def async_take(storage: Storage, app: Sequence[tuple[str, object]], take_options: TakeOptions, io: IoOptions, prepare: object | None, on_end: object) -> PendingSnapshot:
+    """
+    Fixes what a snapshot of (key, state dict) pairs will hold; the rest goes on by itself.
+    """
+
+def release_staging_memory() -> None:
+    """
+    Gives the buffers that takes have left back to the system, but for 64 MiB.
+    """

@@ -140,6 +140,12 @@ class CancelledError(TorchSnapshotError, RuntimeError):
     code: ClassVar[str] = "CANCELLED"
 
 
+class PendingTakeError(TorchSnapshotError, RuntimeError):
+    """A take that went on in the background failed; ``__cause__`` is what ended it."""
+
+    code: ClassVar[str] = "PENDING_TAKE"
+
+
 class InternalError(TorchSnapshotError, RuntimeError):
     """A bug in the engine."""
 

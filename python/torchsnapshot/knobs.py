@@ -22,6 +22,7 @@ DISABLE_BATCHING_ENV_VAR = "TORCHSNAPSHOT_DISABLE_BATCHING"
 PER_RANK_MEMORY_BUDGET_ENV_VAR = "TORCHSNAPSHOT_PER_RANK_MEMORY_BUDGET_BYTES"
 SHARDED_TENSOR_ELASTICITY_ROOT_ONLY_ENV_VAR = "TORCHSNAPSHOT_ENABLE_SHARDED_TENSOR_ELASTICITY_ROOT_ONLY"
 DISABLE_CHECKSUMS_ENV_VAR = "TORCHSNAPSHOT_DISABLE_CHECKSUMS"
+EXIT_TIMEOUT_ENV_VAR = "TORCHSNAPSHOT_EXIT_TIMEOUT_SECONDS"
 PROGRESS_ENV_VAR = "TORCHSNAPSHOT_PROGRESS"
 
 _DEFAULT_MAX_CHUNK_SIZE_BYTES = 512 << 20
@@ -81,6 +82,13 @@ def is_sharded_tensor_elasticity_enabled_at_root_only() -> bool:
 def are_checksums_disabled() -> bool:
     """True: takes write no checksums, and nothing that is read is verified."""
     return _bool_from_env(DISABLE_CHECKSUMS_ENV_VAR)
+
+
+def get_exit_timeout_seconds() -> int | None:
+    """How long a program that ends waits for pending takes before it cancels them; None (not set): until they end."""
+    if EXIT_TIMEOUT_ENV_VAR not in os.environ:
+        return None
+    return _int_from_env(EXIT_TIMEOUT_ENV_VAR, 0, minimum=0)
 
 
 def is_progress_enabled() -> bool:
@@ -146,6 +154,13 @@ def override_is_sharded_tensor_elasticity_enabled_at_root_only(enabled: bool) ->
 def override_checksums_disabled(disabled: bool) -> Generator[None, None, None]:
     """Sets :func:`are_checksums_disabled`."""
     with _override_env_var(DISABLE_CHECKSUMS_ENV_VAR, disabled):
+        yield
+
+
+@contextmanager
+def override_exit_timeout_seconds(seconds: int | None) -> Generator[None, None, None]:
+    """Sets :func:`get_exit_timeout_seconds`."""
+    with _override_env_var(EXIT_TIMEOUT_ENV_VAR, seconds):
         yield
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import time
-import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -17,13 +14,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from . import _core, knobs
+from . import pending_snapshot as _pending
 from ._in_place import skip_self_copies
+from ._operation import Operation, operation
 from ._plugin_bridge import PluginBridge
 from .errors import InvalidArgumentError, TypeMismatchError, UnsupportedError
-from .event import Event, EventMetadataValue
-from .event_handlers import log_event
 from .manifest import Entry, SnapshotMetadata, entry_from_dict
-from .progress import ProgressLine
+from .pending_snapshot import PendingSnapshot
 from .rng_state import RNGState
 from .stateful import AppState, Stateful
 from .storage_plugin import has_registered_plugin, split_url
@@ -33,8 +30,23 @@ SNAPSHOT_METADATA_FNAME = ".snapshot_metadata"
 T = TypeVar("T")
 PrepareFn = Callable[[str, torch.Tensor, bool], torch.Tensor]
 
-_logger = logging.getLogger("torchsnapshot")
-_PROGRESS_EVENT_SECONDS = 1.0
+__all__ = ["SNAPSHOT_METADATA_FNAME", "Corruption", "PendingSnapshot", "RestoreReport", "Snapshot"]
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A block of an object on storage whose bytes are not those that were written."""
+
+    #: logical paths of the entries that have bytes in it
+    paths: list[str]
+    #: the object
+    location: str
+    #: first byte and the byte behind the last
+    byte_range: tuple[int, int]
+    #: CRC-32C of what was written
+    expected: int
+    #: CRC-32C of what is there
+    found: int
 
 
 @dataclass
@@ -47,6 +59,8 @@ class RestoreReport:
     unexpected: list[str] = field(default_factory=list)
     #: of another kind, dtype or shape than in the snapshot: the saved value was handed to ``load_state_dict``
     mismatched: list[str] = field(default_factory=list)
+    #: damage on storage, with ``keep_going=True``: the tensors named hold what is there, objects were left as they were
+    corrupt: list[Corruption] = field(default_factory=list)
 
 
 class Snapshot:
@@ -113,18 +127,50 @@ class Snapshot:
             TorchSnapshotError: anything else; the message names the entry or the object.
         """
         snapshot = cls(path, pg, storage_options)
-        _check_single_process(pg)
-        _check_app_state(app_state)
-        globs = _replicated_globs(replicated, app_state)
-        with _operation("take", path, progress) as io, _rng_unchanged(app_state) as rng_state_dict:
-            state_dicts = [
-                (key, rng_state_dict if isinstance(stateful, RNGState) else stateful.state_dict())
-                for key, stateful in _rng_first(app_state)
-            ]
+        options = _checked_take(app_state, pg, replicated)
+        with operation("take", path, progress) as io, _state_dicts(app_state) as state_dicts:
             snapshot._opened = _core.take(
-                snapshot._open_storage(), state_dicts, _take_options(globs), io, _custom_tensor_prepare_func
+                snapshot._open_storage(), state_dicts, options, io, _custom_tensor_prepare_func
             )
         return snapshot
+
+    @classmethod
+    def async_take(
+        cls,
+        path: str,
+        app_state: AppState[Any],
+        pg: torch.distributed.ProcessGroup | None = None,
+        replicated: list[str] | None = None,
+        storage_options: dict[str, Any] | None = None,
+        _custom_tensor_prepare_func: PrepareFn | None = None,
+    ) -> PendingSnapshot:
+        """As :meth:`take`, but returns as soon as the content is fixed: training may go on and change everything.
+
+        The state is copied into memory that stays for the next call; ``torchsnapshot.release_staging_memory`` gives it
+        back. What exceeds the memory budget is written before this returns. Checksums, writing and the commit follow in
+        the background. Takes to one path commit in the order of the calls.
+
+        Arguments are those of :meth:`take`, and so are the errors that wrong ones raise. Failures of the storage come
+        from :meth:`PendingSnapshot.wait`.
+        """
+        snapshot = cls(path, pg, storage_options)
+        options = _checked_take(app_state, pg, replicated)
+        frame = Operation("async_take", path, show=False)
+        take = _pending.start(frame, snapshot)
+        try:
+            with _state_dicts(app_state) as state_dicts:
+                core = _core.async_take(
+                    snapshot._open_storage(),
+                    state_dicts,
+                    options,
+                    frame.io_options(),
+                    _custom_tensor_prepare_func,
+                    take.on_end,
+                )
+        except BaseException as error:
+            frame.end(error)
+            raise
+        return _pending.follow(take, core, snapshot)
 
     def restore(
         self,
@@ -132,6 +178,7 @@ class Snapshot:
         strict: bool = True,
         *,
         weights_only: bool = True,
+        keep_going: bool = False,
         progress: bool | None = None,
     ) -> RestoreReport:
         """Reads the state of every object in `app_state` back.
@@ -144,6 +191,8 @@ class Snapshot:
                 the snapshot does not have.
             weights_only: False allows pickled objects of any class. Only for snapshots you trust: such an object can
                 run any code.
+            keep_going: True: bytes that are not those that were saved are reported (``RestoreReport.corrupt``)
+                instead of being an error.
             progress: show a progress line on a terminal (None: as the knob TORCHSNAPSHOT_PROGRESS says).
 
         Raises:
@@ -153,7 +202,7 @@ class Snapshot:
         _check_single_process(self.pg)
         _check_app_state(app_state)
         statefuls = _rng_last(app_state)
-        with _operation("restore", self.path, progress) as io:
+        with operation("restore", self.path, progress) as io:
             targets = [(key, stateful.state_dict()) for key, stateful in statefuls]
             exact = [isinstance(stateful, torch.nn.Module) for _, stateful in statefuls]
 
@@ -161,8 +210,10 @@ class Snapshot:
                 _keep_metadata(targets[index][1], state_dict)
                 _load(statefuls[index][1], state_dict, strict)
 
-            report = self._core_snapshot().restore(targets, strict, exact, weights_only, load, io)
-        return RestoreReport(*report)
+            missing, unexpected, mismatched, corrupt = self._core_snapshot().restore(
+                targets, strict, exact, weights_only, keep_going, load, io
+            )
+        return RestoreReport(missing, unexpected, mismatched, [Corruption(*found) for found in corrupt])
 
     def read_object(
         self,
@@ -186,7 +237,7 @@ class Snapshot:
         _check_single_process(self.pg)
         if memory_budget_bytes is not None and memory_budget_bytes <= 0:
             raise InvalidArgumentError(f"memory_budget_bytes must be positive, not {memory_budget_bytes}")
-        with _operation("read_object", self.path, progress=False) as io:
+        with operation("read_object", self.path, progress=False) as io:
             if memory_budget_bytes is not None:
                 io.memory_budget_bytes = memory_budget_bytes
             result = self._core_snapshot().read_object(path, obj_out, weights_only, io)
@@ -199,14 +250,14 @@ class Snapshot:
         Raises RuntimeError if there is none, or it can't be read.
         """
         if self._metadata is None:
-            version, world_size, entries = self._core_snapshot().metadata()
+            version, world_size, entries = self._core_snapshot().metadata(not knobs.are_checksums_disabled())
             manifest = {path: entry_from_dict(entry) for path, entry in entries.items()}
             self._metadata = SnapshotMetadata(version=version, world_size=world_size, manifest=manifest)
         return self._metadata
 
     def get_manifest(self) -> dict[str, Entry]:
         """All entries by ``RANK/KEY/SUB/PATH``: a copy that may be changed."""
-        _, _, entries = self._core_snapshot().metadata()
+        _, _, entries = self._core_snapshot().metadata(not knobs.are_checksums_disabled())
         return {path: entry_from_dict(entry) for path, entry in entries.items()}
 
     def get_state_dict_for_key(
@@ -218,7 +269,7 @@ class Snapshot:
         Raises RuntimeError if the snapshot has nothing under that key.
         """
         _check_single_process(self.pg)
-        with _operation("get_state_dict_for_key", self.path, progress=False) as io:
+        with operation("get_state_dict_for_key", self.path, progress=False) as io:
             state_dict = self._core_snapshot().read_state(key, 0, weights_only, io)
         return cast("dict[Any, Any]", state_dict)
 
@@ -284,17 +335,17 @@ def _rng_last(app_state: AppState[Any]) -> list[tuple[str, Stateful]]:
 
 
 @contextmanager
-def _rng_unchanged(app_state: AppState[Any]) -> Iterator[dict[str, Any] | None]:
-    """Yields the state of the RNGState in `app_state`, if any, and sets it again at the end."""
-    generators = [stateful for stateful in app_state.values() if isinstance(stateful, RNGState)]
-    if not generators:
-        yield None
-        return
-    state_dict = generators[0].state_dict()
+def _state_dicts(app_state: AppState[Any]) -> Iterator[list[tuple[str, Any]]]:
+    """Yields the state of every object in `app_state`; an RNGState comes first, and is set again at the end."""
+    state_dicts: list[tuple[str, Any]] = []
     try:
-        yield state_dict
+        for key, stateful in _rng_first(app_state):
+            state_dicts.append((key, stateful.state_dict()))
+        yield state_dicts
     finally:
-        generators[0].load_state_dict(state_dict)
+        for key, state_dict in state_dicts[:1]:
+            if isinstance(app_state[key], RNGState):
+                app_state[key].load_state_dict(state_dict)
 
 
 def _replicated_globs(replicated: list[str] | None, app_state: AppState[Any]) -> list[str]:
@@ -314,9 +365,14 @@ def _replicated_globs(replicated: list[str] | None, app_state: AppState[Any]) ->
     return globs
 
 
-def _take_options(globs: list[str]) -> _core.TakeOptions:
+def _checked_take(
+    app_state: AppState[Any], pg: torch.distributed.ProcessGroup | None, replicated: list[str] | None
+) -> _core.TakeOptions:
+    """The options of a take whose arguments are right."""
+    _check_single_process(pg)
+    _check_app_state(app_state)
     options = _core.TakeOptions()
-    options.replicated = globs
+    options.replicated = _replicated_globs(replicated, app_state)
     options.max_chunk_bytes = knobs.get_max_chunk_size_bytes()
     options.max_shard_bytes = knobs.get_max_shard_size_bytes()
     options.slab_bytes = knobs.get_slab_size_threshold_bytes()
@@ -347,55 +403,3 @@ def _takes_strict(stateful: Stateful) -> bool:
         return "strict" in inspect.signature(stateful.load_state_dict).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return False
-
-
-@contextmanager
-def _operation(name: str, path: str, progress: bool | None) -> Iterator[_core.IoOptions]:
-    """The frame of every operation: its limits, its events, its progress line."""
-    unique_id = uuid.uuid4().hex
-    started = time.monotonic()
-    common: dict[str, EventMetadataValue] = {"unique_id": unique_id, "rank": 0, "path": path}
-    moved = 0
-    next_event = started + _PROGRESS_EVENT_SECONDS
-
-    def on_progress(bytes_done: int, bytes_total: int) -> None:
-        nonlocal moved, next_event
-        moved = bytes_done
-        line(bytes_done, bytes_total)
-        if time.monotonic() >= next_event and bytes_done < bytes_total:
-            next_event = time.monotonic() + _PROGRESS_EVENT_SECONDS
-            log_event(Event(name, {"action": "progress", **common, "bytes": bytes_done, "bytes_total": bytes_total}))
-
-    def on_notice(message: str) -> None:
-        _logger.warning("%s of %s: %s", name, path, message)
-        log_event(Event(name, {"action": "notice", **common, "message": message}))
-
-    io = _core.IoOptions()
-    io.memory_budget_bytes = knobs.get_per_rank_memory_budget_bytes() or 0
-    io.io_concurrency = knobs.get_max_per_rank_io_concurrency()
-    io.on_progress = on_progress
-    io.on_notice = on_notice
-    show = knobs.is_progress_enabled() if progress is None else progress
-    log_event(Event(name, {"action": "start", **common}))
-    error: BaseException | None = None
-    # A line that is not to be shown is one whose time never comes.
-    with ProgressLine(name, force=knobs.is_progress_forced(), delay=0.5 if show else float("inf")) as line:
-        try:
-            yield io
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            log_event(
-                Event(
-                    name,
-                    {
-                        "action": "end",
-                        **common,
-                        "is_success": error is None,
-                        "duration_s": time.monotonic() - started,
-                        "bytes": moved,
-                        "error": None if error is None else f"{type(error).__name__}: {error}",
-                    },
-                )
-            )

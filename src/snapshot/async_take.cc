@@ -23,7 +23,9 @@ class PendingSnapshot::Take {
   Take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options)
       : url_(storage->url()),
         forward_(options.io.stop, [this] { stop_.request_stop(); }),
-        notice_(options.io.on_notice) {
+        notice_(options.io.on_notice),
+        on_end_(options.on_end),
+        is_told_(static_cast<bool>(options.on_end)) {
     TakeOptions own = options;
     own.io.stop = stop_.get_token();
     job_ = std::make_unique<TakeJob>(std::move(storage), app, own, Staging::kEverything);
@@ -81,6 +83,8 @@ class PendingSnapshot::Take {
       error = std::current_exception();
     }
     job_.reset();
+    if (on_end_) on_end_(error);
+    on_end_ = nullptr;  // what it holds may hold this
     const std::lock_guard lock(mutex_);
     snapshot_ = std::move(snapshot);
     error_ = std::move(error);
@@ -110,11 +114,12 @@ class PendingSnapshot::Take {
   std::stop_source stop_;
   std::stop_callback<std::function<void()>> forward_;
   NoticeFn notice_;
+  std::function<void(const std::exception_ptr&)> on_end_;
   std::unique_ptr<TakeJob> job_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   bool done_ = false;
-  bool is_told_ = false;  ///< somebody has seen the error
+  bool is_told_;  ///< somebody has seen the error, or will
   std::optional<Snapshot> snapshot_;
   std::exception_ptr error_;
   std::unique_ptr<std::thread> thread_;  ///< the last: it uses all others

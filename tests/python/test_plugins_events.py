@@ -341,7 +341,7 @@ class TestProgress:
     CODE = """
 import sys, torch
 from torchsnapshot import Snapshot, StateDict
-from torchsnapshot import snapshot as module
+from torchsnapshot import _operation as module
 class EagerLine(module.ProgressLine):
     def __init__(self, label, *, delay, **options):
         super().__init__(label, delay=0 if delay < 1 else delay, **options)
