@@ -48,34 +48,6 @@ ByteRange covering_blocks(const ChecksumTable& table, ByteRange range) noexcept 
           table.block_range((range.end - 1) / table.block_bytes).end};
 }
 
-std::vector<ByteRange> extra_reads(const ChecksumTable& table, std::vector<ByteRange> wanted) {
-  std::erase_if(wanted, [](const ByteRange& range) { return range.begin >= range.end; });
-  std::sort(wanted.begin(), wanted.end(), [](const ByteRange& a, const ByteRange& b) { return a.begin < b.begin; });
-  std::vector<ByteRange> extra;
-  const auto append = [&](ByteRange range) {
-    if (range.begin >= range.end) return;
-    if (!extra.empty() && extra.back().end == range.begin) {
-      extra.back().end = range.end;
-    } else {
-      extra.push_back(range);
-    }
-  };
-  std::uint64_t done = 0;     // below, all is wanted, extra or not needed
-  std::uint64_t covered = 0;  // end of the blocks that the ranges so far touch; >= done
-  for (const ByteRange& range : wanted) {
-    const ByteRange cover = covering_blocks(table, range);
-    if (cover.begin >= covered) {  // a new block
-      append({done, covered});
-      done = cover.begin;
-    }
-    if (range.begin > done) append({done, range.begin});
-    done = std::max(done, range.end);
-    covered = std::max(covered, cover.end);
-  }
-  append({done, covered});
-  return extra;
-}
-
 std::vector<BlockMismatch> find_mismatches(const ChecksumTable& table, std::uint64_t offset,
                                            std::span<const std::byte> data) {
   std::vector<BlockMismatch> mismatches;

@@ -52,11 +52,6 @@ std::string to_string(const BlockMismatch& mismatch);
 /// `range`, which lies within the object, extended to whole blocks: what has to be read to check it. Empty ranges stay.
 ByteRange covering_blocks(const ChecksumTable& table, ByteRange range) noexcept;
 
-/// What has to be read besides `wanted` to check every byte of it: the rest of each block that a wanted range touches.
-/// Ascending, and neither overlapping nor touching each other. The wanted ranges lie within the object, in any order;
-/// they may overlap or be empty.
-std::vector<ByteRange> extra_reads(const ChecksumTable& table, std::vector<ByteRange> wanted);
-
 /// Checks each block that lies wholly within `data`, the object's bytes from `offset` on; the parts of blocks at its
 /// ends are not looked at. Returns the mismatches in order.
 std::vector<BlockMismatch> find_mismatches(const ChecksumTable& table, std::uint64_t offset,
