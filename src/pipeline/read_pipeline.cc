@@ -1,6 +1,7 @@
 #include "pipeline/read_pipeline.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -83,6 +84,7 @@ class ObjectInFlight {
         table_(table_of(context.checksums, object.location)) {
     if (table_ != nullptr) verifier_.emplace(*table_);
     blocks_ = read_blocks(object, object_bytes(), table_ == nullptr ? 0 : table_->block_bytes, kMaxGapBytes, {});
+    remaining_ = blocks_.size();
   }
 
   [[nodiscard]] const std::vector<ReadBlock>& blocks() const noexcept { return blocks_; }
@@ -93,6 +95,7 @@ class ObjectInFlight {
         const std::span bytes(block.direct, block.range.size());
         reader().read(block.range.begin, bytes);
         verify(block.range.begin, bytes);
+        end_block();
         return;
       }
       const auto lease = budget.acquire(kStagingBufferBytes, stop_);
@@ -103,6 +106,7 @@ class ObjectInFlight {
       for (const ReadPiece& piece : block.pieces) {
         place(piece, bytes.subspan(piece.range.begin - block.range.begin, piece.range.size()));
       }
+      end_block();
     } catch (const Error& error) {
       throw error.with_context(block.pieces.empty() ? "reading " + object_.location
                                                     : "reading '" + block.pieces.front().read->path + "'");
@@ -128,7 +132,19 @@ class ObjectInFlight {
         if (read.range.begin >= mismatch.range.end) break;
         if (read.range.end > mismatch.range.begin) paths.push_back(read.path);
       }
+      is_corrupt_ = true;
       context_.corruptions.add({std::move(paths), object_.location, mismatch.range, mismatch.expected, mismatch.found});
+    }
+  }
+
+  /// With the last block, every byte that was wanted must have been verified: a plan that leaves one out is a bug.
+  void end_block() {
+    if (remaining_.fetch_sub(1) != 1 || !verifier_ || is_corrupt_) return;
+    for (const TensorRead& read : object_.tensors) {
+      if (!verifier_->is_verified(read.range)) {
+        throw Error(ErrorCode::kInternal,
+                    "not all bytes of '" + read.path + "' in object '" + object_.location + "' were verified");
+      }
     }
   }
 
@@ -143,6 +159,8 @@ class ObjectInFlight {
   const ChecksumTable* table_;
   std::optional<ChecksumVerifier> verifier_;
   std::vector<ReadBlock> blocks_;
+  std::atomic<std::size_t> remaining_;
+  std::atomic<bool> is_corrupt_ = false;
   std::once_flag opened_;
   std::unique_ptr<ObjectReader> reader_;
 };
