@@ -19,14 +19,13 @@ class DirectFile {
   /// `direct`: the same file, opened with O_DIRECT.
   DirectFile(std::shared_ptr<FsLadder> ladder, std::shared_ptr<DirectDevice> device, FileDescriptor direct);
 
-  /// Smaller blocks are not worth it.
-  static constexpr std::size_t kLeastBytes = 128 << 10;
-
   /// As write_buffered and read_buffered.
   void write(const OpenObject& object, std::uint64_t offset, std::span<const std::byte> data);
   void read(const OpenObject& object, std::uint64_t offset, std::span<std::byte> out);
 
  private:
+  [[nodiscard]] bool is_worth_it(std::size_t size) const noexcept;
+  [[nodiscard]] PieceLimits limits() const noexcept;
   void run(const OpenObject& object, bool is_write, std::byte* memory, std::span<const Piece> pieces);
 
   std::shared_ptr<FsLadder> ladder_;

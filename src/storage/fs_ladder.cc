@@ -1,7 +1,6 @@
 #include "storage/fs_ladder.h"
 
 #include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -57,41 +56,8 @@ std::string_view to_string(Rung rung) noexcept {
   return "page cache";
 }
 
-struct TransferPool::Kept {
-  std::unique_ptr<Ring> ring;
-  pid_t owner;
-};
-
-TransferPool::~TransferPool() {
-  for (std::atomic<Kept*>& slot : kept_) delete slot.exchange(nullptr);
-}
-
-std::unique_ptr<Ring> TransferPool::take_ring() {
-  for (std::atomic<Kept*>& slot : kept_) {
-    if (slot.load(std::memory_order_relaxed) == nullptr) continue;
-    const std::unique_ptr<Kept> kept(slot.exchange(nullptr));
-    // In a forked child these are the parent's, which it leaves alone.
-    if (kept && kept->owner == ::getpid()) return std::move(kept->ring);
-  }
-  return sys_->make_ring(kRingDepth);
-}
-
-void TransferPool::give_back(std::unique_ptr<Ring> ring) noexcept {
-  try {
-    auto kept = std::make_unique<Kept>(Kept{std::move(ring), ::getpid()});
-    for (std::atomic<Kept*>& slot : kept_) {
-      Kept* none = nullptr;
-      if (!slot.compare_exchange_strong(none, kept.get())) continue;
-      static_cast<void>(kept.release());
-      return;
-    }
-  } catch (const std::bad_alloc&) {  // it is closed instead
-    return;
-  }
-}
-
-FsLadder::FsLadder(std::shared_ptr<Sys> sys, IoMode mode, std::string name)
-    : sys_(std::move(sys)), mode_(mode), name_(std::move(name)) {}
+FsLadder::FsLadder(std::shared_ptr<Sys> sys, const FsTuning& tuning, std::string name)
+    : sys_(std::move(sys)), tuning_(tuning), name_(std::move(name)) {}
 
 std::shared_ptr<DirectDevice> FsLadder::device_of(int fd, const std::string& path, bool is_new) {
   struct stat info {};
@@ -116,7 +82,7 @@ std::shared_ptr<DirectDevice> FsLadder::device_of(int fd, const std::string& pat
 // one rung down.
 std::shared_ptr<DirectDevice> FsLadder::decide(int fd, const std::string& path, bool is_new) {
   auto device = std::make_shared<DirectDevice>();
-  device->rung = highest(mode_);
+  device->rung = highest(tuning_.mode);
   if (device->rung == Rung::kBuffered || !find_align(*device, fd, path, is_new)) return device;
   if (device->rung == Rung::kUring) {
     const auto rings = pool();
@@ -131,13 +97,25 @@ std::shared_ptr<DirectDevice> FsLadder::decide(int fd, const std::string& path, 
 
 bool FsLadder::find_align(DirectDevice& device, int fd, const std::string& path, bool is_new) {
   DirectIoInfo info;
+  bool is_memory = false;
+  if (sys_->is_in_memory(fd, &is_memory) == 0 && is_memory) {
+    // The page cache is where the data lives, so nothing is lost and there is nothing to tell.
+    if (lowest(tuning_.mode) == Rung::kBuffered) {
+      device.rung = Rung::kBuffered;
+    } else {
+      fall(device, Rung::kBuffered, "the file system is in memory");
+    }
+    return false;
+  }
   if (sys_->statx_direct(fd, &info) == 0 && info.is_known) {
     if (info.memory == 0 || info.offset == 0) {
       fall(device, Rung::kBuffered, "the file system has no direct I/O for this file");
       return false;
     }
-    if (!is_power_of_two(info.memory) || !is_power_of_two(info.offset) || std::max(info.memory, info.offset) > kMaxAlign) {
-      fall(device, Rung::kBuffered, "direct I/O is possible only in units of " + std::to_string(info.offset) + " bytes");
+    if (!is_power_of_two(info.memory) || !is_power_of_two(info.offset) ||
+        std::max(info.memory, info.offset) > kMaxAlign) {
+      fall(device, Rung::kBuffered,
+           "direct I/O is possible only in units of " + std::to_string(info.offset) + " bytes");
       return false;
     }
     device.align = {info.memory, std::max(info.offset, kPageBytes)};
@@ -165,9 +143,8 @@ bool FsLadder::try_align(int fd, bool is_new, DirectAlign align) const {
   std::memset(memory.get(), 0, 3 * kPageBytes);
   // An address that is a multiple of align.memory and of nothing more.
   std::byte* data = static_cast<std::byte*>(memory.get()) + align.memory % kPageBytes;
-  const ssize_t moved = retry_eintr([&] {
-    return is_new ? sys_->pwrite(fd, data, align.offset, 0) : sys_->pread(fd, data, align.offset, 0);
-  });
+  const ssize_t moved = retry_eintr(
+      [&] { return is_new ? sys_->pwrite(fd, data, align.offset, 0) : sys_->pread(fd, data, align.offset, 0); });
   if (moved >= 0 && static_cast<std::size_t>(moved) != align.offset) errno = EIO;  // files this short never get here
   return moved == static_cast<ssize_t>(align.offset);
 }
@@ -196,7 +173,7 @@ FileDescriptor FsLadder::open_direct(DirectDevice& device, int fd, const std::st
 void FsLadder::fall(DirectDevice& device, Rung rung, const std::string& why) {
   const std::string what = name_ + ": " + std::string(rung == Rung::kBuffered ? "O_DIRECT" : "io_uring") +
                            " can't be used here (" + why + ")";
-  if (rung < lowest(mode_)) {
+  if (rung < lowest(tuning_.mode)) {
     throw Error(ErrorCode::kUnsupported, what + ", and the storage option 'io' allows nothing else; 'auto' does");
   }
   Rung before = device.rung.load();
@@ -220,7 +197,7 @@ std::shared_ptr<TransferPool> FsLadder::pool() {
 }
 
 std::string FsLadder::describe() const {
-  if (mode_ == IoMode::kBuffered) return std::string(to_string(Rung::kBuffered));
+  if (tuning_.mode == IoMode::kBuffered) return std::string(to_string(Rung::kBuffered));
   const std::lock_guard lock(mutex_);
   std::string text;
   for (const auto& [number, device] : devices_) {

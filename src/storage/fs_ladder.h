@@ -10,9 +10,9 @@
 #include <string_view>
 #include <vector>
 
-#include "exec/buffer_pool.h"
 #include "storage/fs_pieces.h"
 #include "storage/posix.h"
+#include "storage/transfer_pool.h"
 
 namespace torchsnapshot {
 
@@ -27,6 +27,17 @@ enum class IoMode : std::uint8_t {
 /// Throws Error(kInvalidArgument) that names the values there are.
 IoMode parse_io_mode(std::string_view text);
 
+/// From which sizes on, and in which pieces, data moves directly (docs/performance.md has the measurements). Tests make
+/// them small.
+struct FsTuning {
+  IoMode mode = IoMode::kAuto;
+  std::uint64_t least_object = 256 << 10;  ///< smaller objects (metadata, None) only go through the page cache
+  std::size_t least_block = 128 << 10;     ///< and so do smaller blocks
+  PieceLimits ring{4 << 20, TransferPool::kBounceBytes};     ///< a thread has several pieces of a block under way
+  PieceLimits thread{16 << 20, TransferPool::kBounceBytes};  ///< a thread has one under way
+  std::size_t cache_window = 4 << 20;  ///< whether data is in the page cache is asked for so much of it at a time
+};
+
 enum class Rung : std::uint8_t { kBuffered, kDirect, kUring };
 
 /// What a rung is called in messages: "io_uring + O_DIRECT".
@@ -38,40 +49,13 @@ struct DirectDevice {
   DirectAlign align;  ///< fixed from the start
 };
 
-/// Rings and bounce buffers that are used again, for as long as some large object is open. Thread-safe.
-class TransferPool {
- public:
-  explicit TransferPool(std::shared_ptr<Sys> sys) noexcept : sys_(std::move(sys)) {}
-  ~TransferPool();
-  TransferPool(const TransferPool&) = delete;
-  TransferPool& operator=(const TransferPool&) = delete;
-
-  /// Most requests in one ring.
-  static constexpr unsigned kRingDepth = 8;
-  static constexpr std::size_t kBounceBytes = 1 << 20;
-
-  /// A ring for the calling thread; null and errno when there is none to be had.
-  std::unique_ptr<Ring> take_ring();
-  /// Takes back a ring that is idle.
-  void give_back(std::unique_ptr<Ring> ring) noexcept;
-  BufferPool& bounce() noexcept { return bounce_; }
-
- private:
-  struct Kept;
-  // No lock: one that another thread held when the process forked would stay locked in the child.
-  static constexpr std::size_t kMostKept = 64;
-  std::atomic<Kept*> kept_[kMostKept] = {};
-  std::shared_ptr<Sys> sys_;
-  BufferPool bounce_{kBounceBytes};
-};
-
 /// The ladder of one storage. Thread-safe.
 class FsLadder {
  public:
   /// `name` is the storage's, for messages.
-  FsLadder(std::shared_ptr<Sys> sys, IoMode mode, std::string name);
+  FsLadder(std::shared_ptr<Sys> sys, const FsTuning& tuning, std::string name);
 
-  [[nodiscard]] IoMode mode() const noexcept { return mode_; }
+  [[nodiscard]] const FsTuning& tuning() const noexcept { return tuning_; }
   [[nodiscard]] const std::shared_ptr<Sys>& sys() const noexcept { return sys_; }
 
   /// The device that the open file is on; the first of its files decides the rung. `path` is the file's. A file that is
@@ -97,7 +81,7 @@ class FsLadder {
   bool try_align(int fd, bool is_new, DirectAlign align) const;
 
   const std::shared_ptr<Sys> sys_;
-  const IoMode mode_;
+  const FsTuning tuning_;
   const std::string name_;
   mutable std::mutex mutex_;  // guards what follows
   std::vector<std::pair<dev_t, std::shared_ptr<DirectDevice>>> devices_;

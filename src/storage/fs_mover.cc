@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <span>
 
 #include "storage/object_checks.h"
 
@@ -25,10 +26,10 @@ void PieceMover::check_stop() const {
   torchsnapshot::check_stop(object_.stop, is_write_ ? "write" : "read", object_.name);
 }
 
-std::byte* PieceMover::start(const Piece& piece, std::span<std::byte> bounce) const {
+std::byte* PieceMover::start(const Piece& piece, std::byte* bounce) const {
   if (piece.way != Piece::Way::kBounced) return memory_ + piece.at;
-  if (is_write_) std::memcpy(bounce.data(), memory_ + piece.at, piece.useful);
-  return bounce.data();
+  if (is_write_) std::memcpy(bounce, memory_ + piece.at, piece.useful);
+  return bounce;
 }
 
 RingRequest PieceMover::request(const Piece& piece, std::byte* data, std::uint64_t tag) const {

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include "storage/fs_buffered.h"
 #include "storage/fs_ladder.h"
@@ -17,13 +16,18 @@ class PieceMover {
  public:
   PieceMover(FsLadder& ladder, DirectDevice& device, int direct_fd, const OpenObject& object, bool is_write,
              std::byte* memory)
-      : ladder_(ladder), device_(device), direct_fd_(direct_fd), object_(object), is_write_(is_write), memory_(memory) {}
+      : ladder_(ladder),
+        device_(device),
+        direct_fd_(direct_fd),
+        object_(object),
+        is_write_(is_write),
+        memory_(memory) {}
 
   /// Throws Error(kCancelled) when a stop was requested.
   void check_stop() const;
 
   /// The memory that the piece's transfer uses: the block's, or `bounce`, filled when this is a write.
-  std::byte* start(const Piece& piece, std::span<std::byte> bounce) const;
+  std::byte* start(const Piece& piece, std::byte* bounce) const;
   /// The request for the whole piece.
   [[nodiscard]] RingRequest request(const Piece& piece, std::byte* data, std::uint64_t tag) const;
   /// Completes a piece of which a ring said that `result` bytes were moved, or -errno. Throws what is an error.

@@ -13,8 +13,9 @@
 namespace torchsnapshot {
 namespace {
 
-// Whether data is in the page cache is asked for this much of it at a time.
-constexpr std::size_t kCacheWindowBytes = 4 << 20;
+bool is_always_buffered(const FsLadder& ladder, std::uint64_t size) noexcept {
+  return size < ladder.tuning().least_object || ladder.tuning().mode == IoMode::kBuffered;
+}
 
 class FsWriter final : public ObjectWriter {
  public:
@@ -23,7 +24,7 @@ class FsWriter final : public ObjectWriter {
         object_{file_->root().sys(), file_->fd(), file_->root().name_of(file_->location()), std::move(stop)},
         progress_(size) {
     file_->reserve(size);
-    if (size < kDirectObjectBytes || ladder->mode() == IoMode::kBuffered) return;
+    if (is_always_buffered(*ladder, size)) return;
     const std::string path = file_->root().path_of(file_->location());
     auto device = ladder->device_of(object_.fd, path, /*is_new=*/true);
     if (device->rung == Rung::kBuffered) return;
@@ -45,7 +46,8 @@ class FsWriter final : public ObjectWriter {
   void finish() override {
     progress_.check_complete(object_.name);
     check_stop(object_.stop, "finish", object_.name);
-    file_->sync_and_close();  // of what went directly too: it makes the disk write its own cache, and the file's extents
+    file_
+        ->sync_and_close();  // of what went directly too: it makes the disk write its own cache, and the file's extents
     direct_.reset();
     file_->keep();
   }
@@ -66,19 +68,19 @@ class FsReader final : public ObjectReader {
         path_(root.path_of(location)),
         size_(size),
         ladder_(std::move(ladder)),
-        is_buffered_(size < kDirectObjectBytes || ladder_->mode() == IoMode::kBuffered) {}
+        is_buffered_(is_always_buffered(*ladder_, size)) {}
 
   // A large block is looked up in the page cache, window by window. What is mostly there is copied from there; the
   // other windows are read directly.
   void read(std::uint64_t offset, std::span<std::byte> out) override {
     check_read(offset, out.size(), size_, object_.name);
     check_stop(object_.stop, "read", object_.name);
-    DirectFile* direct = out.size() < DirectFile::kLeastBytes ? nullptr : direct_file();
+    DirectFile* direct = out.size() < ladder_->tuning().least_block ? nullptr : direct_file();
     while (direct != nullptr && !out.empty()) {
       std::size_t run = 0;  // bytes of the windows from here on that go the same way
       bool is_cached = false;
       while (run < out.size()) {
-        const std::size_t window = std::min(kCacheWindowBytes, out.size() - run);
+        const std::size_t window = std::min(ladder_->tuning().cache_window, out.size() - run);
         const bool here = cached_bytes(object_, offset + run, window, is_ours_) >= window / 2;
         if (run > 0 && here != is_cached) break;
         is_cached = here;

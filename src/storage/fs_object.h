@@ -12,9 +12,6 @@
 
 namespace torchsnapshot {
 
-/// Smaller objects go through the page cache: metadata, None, single numbers.
-constexpr std::uint64_t kDirectObjectBytes = 256 << 10;
-
 /// Gives `file` its final size and writes into it.
 std::unique_ptr<ObjectWriter> make_fs_writer(std::unique_ptr<NewFile> file, std::uint64_t size,
                                              std::shared_ptr<FsLadder> ladder, std::stop_token stop);

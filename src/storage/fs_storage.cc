@@ -38,8 +38,8 @@ std::string folder_of_prefix(const std::string& prefix) {
 
 class FsStorage final : public Storage {
  public:
-  FsStorage(std::shared_ptr<FsRoot> root, IoMode mode)
-      : root_(std::move(root)), ladder_(std::make_shared<FsLadder>(root_->sys(), mode, root_->url())) {}
+  FsStorage(std::shared_ptr<FsRoot> root, const FsTuning& tuning)
+      : root_(std::move(root)), ladder_(std::make_shared<FsLadder>(root_->sys(), tuning, root_->url())) {}
 
   [[nodiscard]] std::string url() const override { return root_->url(); }
   [[nodiscard]] std::string io_path() const override { return ladder_->describe(); }
@@ -138,19 +138,19 @@ class FsStorage final : public Storage {
 
 }  // namespace
 
-std::shared_ptr<Storage> make_fs_storage(const std::string& root, std::shared_ptr<Sys> sys, IoMode mode) {
-  return std::make_shared<FsStorage>(std::make_shared<FsRoot>(root, std::move(sys)), mode);
+std::shared_ptr<Storage> make_fs_storage(const std::string& root, std::shared_ptr<Sys> sys, const FsTuning& tuning) {
+  return std::make_shared<FsStorage>(std::make_shared<FsRoot>(root, std::move(sys)), tuning);
 }
 
 std::shared_ptr<Storage> open_fs_storage(const std::string& root, const StorageOptions& options) {
-  IoMode mode = IoMode::kAuto;
+  FsTuning tuning;
   for (const auto& [key, value] : options) {
     if (key != "io") {
       throw Error(ErrorCode::kInvalidArgument, "unknown storage option '" + key + "': the file system has only 'io'");
     }
-    mode = parse_io_mode(value);
+    tuning.mode = parse_io_mode(value);
   }
-  return make_fs_storage(root, Sys::real(), mode);
+  return make_fs_storage(root, Sys::real(), tuning);
 }
 
 }  // namespace torchsnapshot

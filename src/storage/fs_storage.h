@@ -11,6 +11,7 @@
 namespace torchsnapshot {
 
 /// As open_fs_storage, on other system calls. Writers and readers may outlive the storage.
-std::shared_ptr<Storage> make_fs_storage(const std::string& root, std::shared_ptr<Sys> sys, IoMode mode = IoMode::kAuto);
+std::shared_ptr<Storage> make_fs_storage(const std::string& root, std::shared_ptr<Sys> sys,
+                                         const FsTuning& tuning = {});
 
 }  // namespace torchsnapshot

@@ -1,8 +1,10 @@
 #include "storage/posix.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -125,6 +127,12 @@ int Sys::closedir(DIR* dir) {
 int Sys::fstatat(int dir_fd, const char* name, struct stat* info, int flags) {
   return ::fstatat(dir_fd, name, info, flags);
 }
+int Sys::is_in_memory(int fd, bool* answer) {
+  struct statfs info {};
+  if (::fstatfs(fd, &info) != 0) return -1;
+  *answer = info.f_type == TMPFS_MAGIC || info.f_type == RAMFS_MAGIC;
+  return 0;
+}
 int Sys::statx_direct(int fd, DirectIoInfo* info) {
   *info = {};
 #ifdef STATX_DIOALIGN
@@ -156,7 +164,8 @@ int Sys::mincore(int fd, off_t offset, std::size_t size, std::uint64_t* cached) 
   ::munmap(data, length);
   errno = error;
   if (result != 0) return -1;
-  const auto count = std::count_if(pages.begin(), pages.end(), [](unsigned char in_core) { return (in_core & 1) != 0; });
+  const auto count =
+      std::count_if(pages.begin(), pages.end(), [](unsigned char in_core) { return (in_core & 1) != 0; });
   *cached = std::min<std::uint64_t>(static_cast<std::uint64_t>(count) * page, size);
   return 0;
 }

@@ -55,6 +55,7 @@ class Sys {
   virtual dirent* readdir(DIR* dir);
   virtual int closedir(DIR* dir);
   virtual int fstatat(int dir_fd, const char* name, struct stat* info, int flags);
+  virtual int is_in_memory(int fd, bool* answer);        ///< fstatfs: tmpfs or ramfs
   virtual int statx_direct(int fd, DirectIoInfo* info);  ///< statx(STATX_DIOALIGN)
   /// cachestat: how many bytes of the range lie in the page cache.
   virtual int cachestat(int fd, off_t offset, std::size_t size, std::uint64_t* cached);

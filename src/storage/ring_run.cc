@@ -32,28 +32,34 @@ void RingRun::fill() {
 }
 
 bool RingRun::start(std::size_t slot, const Piece& piece) {
-  const bool needs_bounce = piece.way == Piece::Way::kBounced;
-  if (needs_bounce && bounces_ == kMostBounces) return false;
   Slot& here = slots_[slot];
   try {
     mover_.check_stop();
-    if (needs_bounce) here.bounce.emplace(bounce_.acquire());
-    here.data = mover_.start(piece, here.bounce ? here.bounce->span() : std::span<std::byte>());
+    if (piece.way == Piece::Way::kBounced) {
+      here.bounce = pool_.take_bounce(piece.size, /*may_wait=*/large_bounces_ == 0);
+      if (!here.bounce) return false;  // after one of our own has ended
+      if (here.bounce->is_large()) ++large_bounces_;
+    }
+    here.data = mover_.start(piece, here.bounce ? here.bounce->data() : nullptr);
     queued_.push_back(slot);
   } catch (...) {
-    here.bounce.reset();
+    free_slot(slot);
     fail_with_current();
     return false;
   }
   if (!ring_.push(mover_.request(piece, here.data, slot))) {
     queued_.pop_back();
-    here.bounce.reset();
+    free_slot(slot);
     outcome_.is_broken = true;  // there is room for all slots
     return false;
   }
   here.piece = &piece;
-  if (needs_bounce) ++bounces_;
   return true;
+}
+
+void RingRun::free_slot(std::size_t slot) noexcept {
+  if (slots_[slot].bounce && slots_[slot].bounce->is_large()) --large_bounces_;
+  slots_[slot] = {};
 }
 
 void RingRun::submit() {
@@ -92,15 +98,13 @@ RingDone RingRun::next_done() {
 }
 
 void RingRun::move_here(std::size_t slot, int result) {
-  Slot& here = slots_[slot];
+  const Slot& here = slots_[slot];
   try {
     if (!outcome_.error) mover_.complete(*here.piece, here.data, result);
   } catch (...) {
     fail_with_current();
   }
-  if (here.bounce) --bounces_;
-  here.bounce.reset();
-  here.piece = nullptr;
+  free_slot(slot);
 }
 
 void RingRun::fail_with_current() {

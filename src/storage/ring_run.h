@@ -5,12 +5,12 @@
 #include <cstddef>
 #include <deque>
 #include <exception>
-#include <optional>
+#include <memory>
 #include <span>
 
-#include "exec/buffer_pool.h"
 #include "storage/fs_mover.h"
 #include "storage/ring.h"
+#include "storage/transfer_pool.h"
 
 namespace torchsnapshot {
 
@@ -18,7 +18,7 @@ namespace torchsnapshot {
 /// the kernel has let go of the block's memory. For one thread.
 class RingRun {
  public:
-  RingRun(Ring& ring, PieceMover& mover, BufferPool& bounce) : ring_(ring), mover_(mover), bounce_(bounce) {}
+  RingRun(Ring& ring, PieceMover& mover, TransferPool& pool) : ring_(ring), mover_(mover), pool_(pool) {}
 
   struct Outcome {
     std::size_t moved = 0;     ///< pieces from the first on that are done; less than all: the ring took no more
@@ -32,28 +32,26 @@ class RingRun {
   struct Slot {
     const Piece* piece = nullptr;  ///< null: free
     std::byte* data = nullptr;
-    std::optional<BufferPool::Buffer> bounce;
+    std::unique_ptr<TransferPool::Bounce> bounce;
   };
 
   void fill();
   bool start(std::size_t slot, const Piece& piece);
+  void free_slot(std::size_t slot) noexcept;
   void submit();
   void finish_one();
   RingDone next_done();
   void move_here(std::size_t slot, int result);
   void fail_with_current();
 
-  // Two per thread: one is copied while the other is under way.
-  static constexpr std::size_t kMostBounces = 2;
-
   Ring& ring_;
   PieceMover& mover_;
-  BufferPool& bounce_;
+  TransferPool& pool_;
   std::span<const Piece> left_;  // pieces not started
   std::array<Slot, TransferPool::kRingDepth> slots_;
   std::deque<std::size_t> queued_;  // slots whose requests the kernel has not taken yet, in order
   std::size_t under_way_ = 0;       // requests that it has
-  std::size_t bounces_ = 0;
+  std::size_t large_bounces_ = 0;   // that it holds
   Outcome outcome_;
 };
 

@@ -44,7 +44,9 @@ class Uring final : public Ring {
     return true;
   }
 
-  int submit() override { return is_ours() ? checked(io_uring_submit(&ring_)) : -1; }
+  int submit() override {
+    return is_ours() ? checked(io_uring_submit(&ring_)) : -1;
+  }
 
   int wait() override {
     if (!is_ours()) return -1;
