@@ -34,6 +34,13 @@ void drop(const OpenObject& object, Range range) {
   object.sys->drop_cache(object.fd, range.offset, range.size);  // only a hint
 }
 
+/// A file that shrank since it was opened: `end` is as far as this read came, which may have begun past the end.
+void throw_short(const OpenObject& object, std::uint64_t offset, std::size_t size, std::uint64_t end) {
+  struct stat info {};
+  if (object.sys->fstat(object.fd, &info) == 0) end = std::min(end, static_cast<std::uint64_t>(info.st_size));
+  check_read(offset, size, end, object.name);
+}
+
 }  // namespace
 
 void write_buffered(const OpenObject& object, std::uint64_t offset, std::span<const std::byte> data) {
@@ -58,8 +65,7 @@ void read_buffered(const OpenObject& object, std::uint64_t offset, std::span<std
     check_stop(object.stop, "read", object.name);
     const auto slice = out.first(std::min(out.size(), kSliceBytes));
     const std::size_t got = read_fully(*object.sys, object.fd, offset, slice, object.name);
-    // A file that shrank since it was opened ends here.
-    if (got < slice.size()) check_read(offset, out.size(), offset + got, object.name);
+    if (got < slice.size()) throw_short(object, offset, out.size(), offset + got);
     offset += got;
     out = out.subspan(got);
   }

@@ -107,7 +107,8 @@ class FsReader final : public ObjectReader {
       if (device->rung != Rung::kBuffered) {
         FileDescriptor direct = ladder_->open_direct(*device, object_.fd, path_, /*for_write=*/false);
         struct stat info {};
-        is_ours_ = object_.sys->fstat(object_.fd, &info) == 0 && (::geteuid() == 0 || info.st_uid == ::geteuid());
+        if (object_.sys->fstat(object_.fd, &info) != 0) throw_sys_error(errno, "stat", object_.name);
+        is_ours_ = ::geteuid() == 0 || info.st_uid == ::geteuid();
         if (direct.is_open()) direct_.emplace(ladder_, std::move(device), std::move(direct));
       }
       was_tried_ = true;
