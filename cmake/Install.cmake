@@ -14,4 +14,5 @@ configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/torchsnapshotConfig.cm
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/torchsnapshotConfigVersion.cmake
                                  COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/torchsnapshotConfig.cmake ${PROJECT_BINARY_DIR}/torchsnapshotConfigVersion.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/FindLiburing.cmake
         DESTINATION ${package_dir} COMPONENT cpp)

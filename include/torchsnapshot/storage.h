@@ -62,6 +62,12 @@ class Storage {
   /// What messages call this storage ("fs:///a/b").
   [[nodiscard]] virtual std::string url() const = 0;
 
+  /// How the data of large objects moves, for messages and benchmarks ("io_uring + O_DIRECT"); "" while that isn't
+  /// decided, and where there is but one way.
+  [[nodiscard]] virtual std::string io_path() const { return ""; }
+  /// What is worth telling and no error, such as a fallback that costs speed, since the last call; each once.
+  virtual std::vector<std::string> take_notices() { return {}; }
+
   /// Starts a new object of exactly `size` bytes. Throws Error(kAlreadyExists) when the name is taken, and
   /// Error(kNoSpace), where the backend can tell, when there is no room for it.
   virtual std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size,
@@ -94,7 +100,13 @@ class Storage {
 using StorageOptions = std::map<std::string, std::string>;
 
 /// The file system below `root`; the folder is made by the first create or publish.
-/// No options yet: a key that is not known is an Error(kInvalidArgument) that lists the known ones.
+/// Option "io": how the data of objects of 256 KiB and more moves.
+///   "auto" (default)  the first of the following that works, decided once per device; a notice tells of each that doesn't
+///   "uring"           direct I/O, several transfers per thread at once by io_uring
+///   "direct"          direct I/O, one transfer per thread at once
+///   "buffered"        the page cache
+/// With "uring" and "direct" it is an Error(kUnsupported) when that does not work. A key that is not known, or a value,
+/// is an Error(kInvalidArgument) that lists the known ones.
 std::shared_ptr<Storage> open_fs_storage(const std::string& root, const StorageOptions& options = {});
 
 /// Objects in this process's memory, shared by all that open the same name ("memory://name"), until they are

@@ -1,120 +1,144 @@
 #include "storage/fs_object.h"
 
+#include <unistd.h>
+
 #include <algorithm>
-#include <cerrno>
+#include <optional>
 #include <utility>
 
+#include "storage/fs_buffered.h"
+#include "storage/fs_direct.h"
 #include "storage/object_checks.h"
 
 namespace torchsnapshot {
 namespace {
 
-// A stop is noticed, and write-back begins, at least this often.
-constexpr std::size_t kSliceBytes = 8 << 20;
-// Blocks of this size leave the page cache as soon as they are on the disk, so that a large take goes through few
-// pages again and again instead of touching new ones (four times as fast on a virtual machine, docs/performance.md)
-// and evicts nobody else's. Smaller ones are not worth the wait.
-constexpr std::size_t kDropBehindBytes = 1 << 20;
+bool is_always_buffered(const FsLadder& ladder, std::uint64_t size) noexcept {
+  return size < ladder.tuning().least_object || ladder.tuning().mode == IoMode::kBuffered;
+}
 
-class BufferedWriter final : public ObjectWriter {
+class FsWriter final : public ObjectWriter {
  public:
-  BufferedWriter(std::unique_ptr<NewFile> file, std::uint64_t size, std::stop_token stop)
+  FsWriter(std::unique_ptr<NewFile> file, std::uint64_t size, std::shared_ptr<FsLadder> ladder, std::stop_token stop)
       : file_(std::move(file)),
-        name_(file_->root().name_of(file_->location())),
-        progress_(size),
-        stop_(std::move(stop)) {}
+        object_{file_->root().sys(), file_->fd(), file_->root().name_of(file_->location()), std::move(stop)},
+        progress_(size) {
+    file_->reserve(size);
+    if (is_always_buffered(*ladder, size)) return;
+    const std::string path = file_->root().path_of(file_->location());
+    auto device = ladder->device_of(object_.fd, path, /*is_new=*/true);
+    if (device->rung == Rung::kBuffered) return;
+    FileDescriptor direct = ladder->open_direct(*device, object_.fd, path, /*for_write=*/true);
+    if (direct.is_open()) direct_.emplace(std::move(ladder), std::move(device), std::move(direct));
+  }
 
   void write(std::uint64_t offset, std::span<const std::byte> data) override {
-    progress_.check_block(offset, data.size(), name_);
-    const bool drop_behind = data.size() >= kDropBehindBytes;
-    Range behind;  // written, its write-back begun
-    Sys& sys = *file_->root().sys();
-    while (!data.empty()) {
-      check_stop(stop_, "write", name_);
-      const auto slice = data.first(std::min(data.size(), kSliceBytes));
-      write_fully(sys, file_->fd(), offset, slice, name_);
-      const Range written{static_cast<off_t>(offset), static_cast<off_t>(slice.size())};
-      // Only a hint, so that the disk is busy while more is staged; a failure comes back from the wait or fdatasync.
-      sys.start_writeback(file_->fd(), written.offset, written.size);
-      if (drop_behind) drop(std::exchange(behind, written));
-      progress_.add(slice.size());
-      offset += slice.size();
-      data = data.subspan(slice.size());
+    progress_.check_block(offset, data.size(), object_.name);
+    check_stop(object_.stop, "write", object_.name);
+    if (direct_) {
+      direct_->write(object_, offset, data);
+    } else {
+      write_buffered(object_, offset, data);
     }
-    drop(behind);
+    progress_.add(data.size());
   }
 
   void finish() override {
-    progress_.check_complete(name_);
-    check_stop(stop_, "finish", name_);
-    file_->sync_and_close();
+    progress_.check_complete(object_.name);
+    check_stop(object_.stop, "finish", object_.name);
+    file_
+        ->sync_and_close();  // of what went directly too: it makes the disk write its own cache, and the file's extents
+    direct_.reset();
     file_->keep();
   }
 
  private:
-  struct Range {
-    off_t offset = 0;
-    off_t size = 0;
-  };
-
-  /// Waits until the range is on the disk, and lets its pages go.
-  void drop(Range range) {
-    if (range.size == 0) return;
-    Sys& sys = *file_->root().sys();
-    int error = 0;
-    do {
-      error = sys.wait_writeback(file_->fd(), range.offset, range.size) == 0 ? 0 : errno;
-    } while (error == EINTR);
-    if (error == ENOSYS || error == EINVAL || error == ESPIPE || error == EOPNOTSUPP)
-      return;  // not on this file system
-    // The kernel reports a failed write-back once: fdatasync would not tell of this one any more.
-    if (error != 0) throw_sys_error(error, "sync_file_range", name_);
-    sys.drop_cache(file_->fd(), range.offset, range.size);  // only a hint
-  }
-
   std::unique_ptr<NewFile> file_;
-  std::string name_;
+  OpenObject object_;
   WriteProgress progress_;
-  std::stop_token stop_;
+  std::optional<DirectFile> direct_;
 };
 
-class BufferedReader final : public ObjectReader {
+class FsReader final : public ObjectReader {
  public:
-  BufferedReader(std::shared_ptr<Sys> sys, FileDescriptor fd, std::uint64_t size, std::string name,
-                 std::stop_token stop)
-      : sys_(std::move(sys)), fd_(std::move(fd)), size_(size), name_(std::move(name)), stop_(std::move(stop)) {}
+  FsReader(const FsRoot& root, const std::string& location, FileDescriptor fd, std::uint64_t size,
+           std::shared_ptr<FsLadder> ladder, std::stop_token stop)
+      : fd_(std::move(fd)),
+        object_{root.sys(), fd_.get(), root.name_of(location), std::move(stop)},
+        path_(root.path_of(location)),
+        size_(size),
+        ladder_(std::move(ladder)),
+        is_buffered_(is_always_buffered(*ladder_, size)) {}
 
+  // A large block is looked up in the page cache, window by window. What is mostly there is copied from there; the
+  // other windows are read directly.
   void read(std::uint64_t offset, std::span<std::byte> out) override {
-    check_read(offset, out.size(), size_, name_);
-    while (!out.empty()) {
-      check_stop(stop_, "read", name_);
-      const auto slice = out.first(std::min(out.size(), kSliceBytes));
-      const std::size_t got = read_fully(*sys_, fd_.get(), offset, slice, name_);
-      // A file that shrank since it was opened ends here.
-      if (got < slice.size()) check_read(offset, out.size(), offset + got, name_);
-      offset += got;
-      out = out.subspan(got);
+    check_read(offset, out.size(), size_, object_.name);
+    check_stop(object_.stop, "read", object_.name);
+    DirectFile* direct = out.size() < ladder_->tuning().least_block ? nullptr : direct_file();
+    while (direct != nullptr && !out.empty()) {
+      std::size_t run = 0;  // bytes of the windows from here on that go the same way
+      bool is_cached = false;
+      while (run < out.size()) {
+        const std::size_t window = std::min(ladder_->tuning().cache_window, out.size() - run);
+        const bool here = cached_bytes(object_, offset + run, window, is_ours_) >= window / 2;
+        if (run > 0 && here != is_cached) break;
+        is_cached = here;
+        run += window;
+      }
+      if (is_cached) {
+        read_buffered(object_, offset, out.first(run));
+      } else {
+        direct->read(object_, offset, out.first(run));
+      }
+      offset += run;
+      out = out.subspan(run);
     }
+    read_buffered(object_, offset, out);
   }
 
  private:
-  std::shared_ptr<Sys> sys_;
+  /// Opened by the first large read; null when there is no direct I/O for this object.
+  DirectFile* direct_file() {
+    if (is_buffered_) return nullptr;
+    const std::lock_guard lock(mutex_);
+    if (!was_tried_) {
+      auto device = ladder_->device_of(object_.fd, path_, /*is_new=*/false);
+      if (device->rung != Rung::kBuffered) {
+        FileDescriptor direct = ladder_->open_direct(*device, object_.fd, path_, /*for_write=*/false);
+        struct stat info {};
+        if (object_.sys->fstat(object_.fd, &info) != 0) throw_sys_error(errno, "stat", object_.name);
+        is_ours_ = ::geteuid() == 0 || info.st_uid == ::geteuid();
+        if (direct.is_open()) direct_.emplace(ladder_, std::move(device), std::move(direct));
+      }
+      was_tried_ = true;
+    }
+    return direct_ ? &*direct_ : nullptr;
+  }
+
   FileDescriptor fd_;
+  OpenObject object_;
+  std::string path_;
   std::uint64_t size_;
-  std::string name_;
-  std::stop_token stop_;
+  std::shared_ptr<FsLadder> ladder_;
+  const bool is_buffered_;
+  std::mutex mutex_;  // guards what follows while it is being made
+  bool was_tried_ = false;
+  bool is_ours_ = false;
+  std::optional<DirectFile> direct_;
 };
 
 }  // namespace
 
-std::unique_ptr<ObjectWriter> make_buffered_writer(std::unique_ptr<NewFile> file, std::uint64_t size,
-                                                   std::stop_token stop) {
-  return std::make_unique<BufferedWriter>(std::move(file), size, std::move(stop));
+std::unique_ptr<ObjectWriter> make_fs_writer(std::unique_ptr<NewFile> file, std::uint64_t size,
+                                             std::shared_ptr<FsLadder> ladder, std::stop_token stop) {
+  return std::make_unique<FsWriter>(std::move(file), size, std::move(ladder), std::move(stop));
 }
 
-std::unique_ptr<ObjectReader> make_buffered_reader(std::shared_ptr<Sys> sys, FileDescriptor fd, std::uint64_t size,
-                                                   std::string name, std::stop_token stop) {
-  return std::make_unique<BufferedReader>(std::move(sys), std::move(fd), size, std::move(name), std::move(stop));
+std::unique_ptr<ObjectReader> make_fs_reader(const std::shared_ptr<FsRoot>& root, const std::string& location,
+                                             FileDescriptor fd, std::uint64_t size, std::shared_ptr<FsLadder> ladder,
+                                             std::stop_token stop) {
+  return std::make_unique<FsReader>(*root, location, std::move(fd), size, std::move(ladder), std::move(stop));
 }
 
 }  // namespace torchsnapshot

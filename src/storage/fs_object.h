@@ -1,4 +1,4 @@
-// Reading and writing one object of an fs storage through the page cache.
+// Reading and writing one object of an fs storage.
 #pragma once
 
 #include <cstdint>
@@ -6,17 +6,19 @@
 #include <stop_token>
 #include <string>
 
+#include "storage/fs_ladder.h"
 #include "storage/fs_root.h"
 #include "torchsnapshot/storage.h"
 
 namespace torchsnapshot {
 
-/// Writes into `file`, which has its final size already.
-std::unique_ptr<ObjectWriter> make_buffered_writer(std::unique_ptr<NewFile> file, std::uint64_t size,
-                                                   std::stop_token stop);
+/// Gives `file` its final size and writes into it.
+std::unique_ptr<ObjectWriter> make_fs_writer(std::unique_ptr<NewFile> file, std::uint64_t size,
+                                             std::shared_ptr<FsLadder> ladder, std::stop_token stop);
 
-/// Reads an object of which open_file_for_read told the size. `name` is for messages.
-std::unique_ptr<ObjectReader> make_buffered_reader(std::shared_ptr<Sys> sys, FileDescriptor fd, std::uint64_t size,
-                                                   std::string name, std::stop_token stop);
+/// Reads an object that was opened with FsRoot::open_file_for_read, which told the size.
+std::unique_ptr<ObjectReader> make_fs_reader(const std::shared_ptr<FsRoot>& root, const std::string& location,
+                                             FileDescriptor fd, std::uint64_t size, std::shared_ptr<FsLadder> ladder,
+                                             std::stop_token stop);
 
 }  // namespace torchsnapshot

@@ -38,9 +38,12 @@ std::string folder_of_prefix(const std::string& prefix) {
 
 class FsStorage final : public Storage {
  public:
-  explicit FsStorage(std::shared_ptr<FsRoot> root) : root_(std::move(root)) {}
+  FsStorage(std::shared_ptr<FsRoot> root, const FsTuning& tuning)
+      : root_(std::move(root)), ladder_(std::make_shared<FsLadder>(root_->sys(), tuning, root_->url())) {}
 
   [[nodiscard]] std::string url() const override { return root_->url(); }
+  [[nodiscard]] std::string io_path() const override { return ladder_->describe(); }
+  std::vector<std::string> take_notices() override { return ladder_->take_notices(); }
 
   std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
     const std::string normal = normalize_location(location);
@@ -49,9 +52,7 @@ class FsStorage final : public Storage {
       throw Error(ErrorCode::kInvalidArgument,
                   "create " + root_->name_of(normal) + ": no file can have " + std::to_string(size) + " bytes");
     }
-    auto file = std::make_unique<NewFile>(root_, normal);
-    file->reserve(size);
-    return make_buffered_writer(std::move(file), size, std::move(stop));
+    return make_fs_writer(std::make_unique<NewFile>(root_, normal), size, ladder_, std::move(stop));
   }
 
   std::unique_ptr<ObjectReader> open(const std::string& location, std::stop_token stop) override {
@@ -59,7 +60,7 @@ class FsStorage final : public Storage {
     check_stop(stop, "open", root_->name_of(normal));
     std::uint64_t size = 0;
     FileDescriptor fd = root_->open_file_for_read(normal, size);
-    return make_buffered_reader(root_->sys(), std::move(fd), size, root_->name_of(normal), std::move(stop));
+    return make_fs_reader(root_, normal, std::move(fd), size, ladder_, std::move(stop));
   }
 
   std::string read_all(const std::string& location, std::uint64_t limit, std::stop_token stop) override {
@@ -70,7 +71,7 @@ class FsStorage final : public Storage {
     FileDescriptor fd = root_->open_file_for_read(normal, size);
     check_limit(size, limit, name);
     std::string content(size, '\0');
-    make_buffered_reader(root_->sys(), std::move(fd), size, name, std::move(stop))
+    make_fs_reader(root_, normal, std::move(fd), size, ladder_, std::move(stop))
         ->read(0, std::as_writable_bytes(std::span(content)));
     return content;
   }
@@ -132,20 +133,24 @@ class FsStorage final : public Storage {
 
  private:
   std::shared_ptr<FsRoot> root_;
+  std::shared_ptr<FsLadder> ladder_;
 };
 
 }  // namespace
 
-std::shared_ptr<Storage> make_fs_storage(const std::string& root, std::shared_ptr<Sys> sys) {
-  return std::make_shared<FsStorage>(std::make_shared<FsRoot>(root, std::move(sys)));
+std::shared_ptr<Storage> make_fs_storage(const std::string& root, std::shared_ptr<Sys> sys, const FsTuning& tuning) {
+  return std::make_shared<FsStorage>(std::make_shared<FsRoot>(root, std::move(sys)), tuning);
 }
 
 std::shared_ptr<Storage> open_fs_storage(const std::string& root, const StorageOptions& options) {
-  if (!options.empty()) {
-    throw Error(ErrorCode::kInvalidArgument,
-                "unknown storage option '" + options.begin()->first + "': the file system has no options");
+  FsTuning tuning;
+  for (const auto& [key, value] : options) {
+    if (key != "io") {
+      throw Error(ErrorCode::kInvalidArgument, "unknown storage option '" + key + "': the file system has only 'io'");
+    }
+    tuning.mode = parse_io_mode(value);
   }
-  return make_fs_storage(root, Sys::real());
+  return make_fs_storage(root, Sys::real(), tuning);
 }
 
 }  // namespace torchsnapshot

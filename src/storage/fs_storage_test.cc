@@ -12,6 +12,7 @@
 
 #include "storage/conformance.h"
 #include "storage/testing.h"
+#include "storage/testing_sys.h"
 
 namespace torchsnapshot {
 namespace {
@@ -259,12 +260,6 @@ TEST_F(FsStorageTest, AFullDisk) {
   storage->publish("meta", "old");
   expect_error(ErrorCode::kNoSpace, {}, [&] { storage->publish("meta", std::string(4 << 20, 'x')); });
   EXPECT_EQ(get(*storage, "meta"), "old");
-}
-
-int open_descriptors() {
-  int count = 0;
-  for ([[maybe_unused]] const auto& item : fs::directory_iterator("/proc/self/fd")) ++count;
-  return count;
 }
 
 TEST_F(FsStorageTest, NoDescriptorLeaks) {

@@ -41,6 +41,9 @@ TEST(OpenStorage, ByScheme) {
   EXPECT_EQ(open_storage(".")->url(), "fs://" + std::filesystem::current_path().native());
   EXPECT_EQ(open_storage("/")->url(), "fs:///");
   EXPECT_EQ(open_storage("memory://x")->url(), "memory://x");
+  for (const char* io : {"auto", "uring", "direct", "buffered"}) {
+    EXPECT_EQ(open_storage("/a", {{"io", io}})->io_path(), io == std::string("buffered") ? "page cache" : "");
+  }
 }
 
 TEST(OpenStorage, UnknownSchemesNameTheKnownOnes) {
@@ -58,7 +61,10 @@ TEST(OpenStorage, UnknownSchemesNameTheKnownOnes) {
 }
 
 TEST(OpenStorage, UnknownOptionsAreRefused) {
-  expect_error(ErrorCode::kInvalidArgument, {"'region'", "no options"}, [] { open_storage("/a", {{"region", "x"}}); });
+  expect_error(ErrorCode::kInvalidArgument, {"'region'", "only 'io'"}, [] { open_storage("/a", {{"region", "x"}}); });
+  expect_error(ErrorCode::kInvalidArgument, {"'io'", "'fast'", "auto, uring, direct or buffered"}, [] {
+    open_storage("/a", {{"io", "fast"}});
+  });
   expect_error(ErrorCode::kInvalidArgument, {"'region'", "no options"}, [] {
     open_storage("memory://a", {{"region", "x"}});
   });

@@ -1,12 +1,18 @@
 #include "storage/posix.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <system_error>
 #include <utility>
+#include <vector>
 
 #include "torchsnapshot/error.h"
 
@@ -15,6 +21,31 @@ namespace {
 
 // The kernel moves at most 2 GiB less a page in one call.
 constexpr std::size_t kMaxTransfer = 1 << 30;
+
+// What the kernel has since 6.5 and the C library does not know.
+#ifdef SYS_cachestat
+constexpr long kCachestat = SYS_cachestat;
+#elif defined(__alpha__)
+constexpr long kCachestat = 561;
+#else
+constexpr long kCachestat = 451;
+#endif
+struct CachestatRange {
+  std::uint64_t offset;
+  std::uint64_t size;
+};
+struct Cachestat {  // in pages
+  std::uint64_t cached;
+  std::uint64_t dirty;
+  std::uint64_t in_writeback;
+  std::uint64_t evicted;
+  std::uint64_t recently_evicted;
+};
+
+std::uint64_t page_size() noexcept {
+  static const auto size = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  return size;
+}
 
 std::string_view remedy_for(ErrorCode code) noexcept {
   switch (code) {
@@ -96,6 +127,51 @@ int Sys::closedir(DIR* dir) {
 int Sys::fstatat(int dir_fd, const char* name, struct stat* info, int flags) {
   return ::fstatat(dir_fd, name, info, flags);
 }
+int Sys::is_in_memory(int fd, bool* answer) {
+  struct statfs info {};
+  if (::fstatfs(fd, &info) != 0) return -1;
+  *answer = info.f_type == TMPFS_MAGIC || info.f_type == RAMFS_MAGIC;
+  return 0;
+}
+int Sys::statx_direct(int fd, DirectIoInfo* info) {
+  *info = {};
+#ifdef STATX_DIOALIGN
+  struct statx all {};
+  if (::statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &all) != 0) return -1;
+  if ((all.stx_mask & STATX_DIOALIGN) != 0) *info = {true, all.stx_dio_mem_align, all.stx_dio_offset_align};
+  return 0;
+#else
+  static_cast<void>(fd);
+  return 0;  // built with headers of a kernel before 6.1: it is found out by trying
+#endif
+}
+int Sys::cachestat(int fd, off_t offset, std::size_t size, std::uint64_t* cached) {
+  CachestatRange range{static_cast<std::uint64_t>(offset), size};
+  Cachestat pages{};
+  if (::syscall(kCachestat, fd, &range, &pages, 0U) != 0) return -1;
+  *cached = std::min<std::uint64_t>(pages.cached * page_size(), size);
+  return 0;
+}
+int Sys::mincore(int fd, off_t offset, std::size_t size, std::uint64_t* cached) {
+  const std::uint64_t page = page_size();
+  const std::uint64_t before = static_cast<std::uint64_t>(offset) % page;
+  const std::size_t length = size + before;
+  void* data = ::mmap(nullptr, length, PROT_READ, MAP_SHARED, fd, offset - static_cast<off_t>(before));
+  if (data == MAP_FAILED) return -1;
+  std::vector<unsigned char> pages((length + page - 1) / page);
+  const int result = ::mincore(data, length, pages.data());
+  const int error = errno;
+  ::munmap(data, length);
+  errno = error;
+  if (result != 0) return -1;
+  const auto count =
+      std::count_if(pages.begin(), pages.end(), [](unsigned char in_core) { return (in_core & 1) != 0; });
+  *cached = std::min<std::uint64_t>(static_cast<std::uint64_t>(count) * page, size);
+  return 0;
+}
+std::unique_ptr<Ring> Sys::make_ring(unsigned depth) {
+  return make_uring(depth);
+}
 
 const std::shared_ptr<Sys>& Sys::real() {
   static const auto sys = std::make_shared<Sys>();
@@ -105,6 +181,10 @@ const std::shared_ptr<Sys>& Sys::real() {
 void throw_sys_error(int sys_errno, std::string_view operation, std::string_view path) {
   const Error error = errno_error(sys_errno, std::string(operation) + " " + std::string(path));
   throw Error(error.code(), error.what() + std::string(remedy_for(error.code())), sys_errno);
+}
+
+std::string error_text(int sys_errno) {
+  return std::generic_category().message(sys_errno);
 }
 
 FileDescriptor::FileDescriptor(std::shared_ptr<Sys> sys, int fd) noexcept : sys_(std::move(sys)), fd_(fd) {}

@@ -14,7 +14,16 @@
 #include <string>
 #include <string_view>
 
+#include "storage/ring.h"
+
 namespace torchsnapshot {
+
+/// What statx says of direct I/O on a file.
+struct DirectIoInfo {
+  bool is_known = false;   ///< false: this kernel or file system doesn't tell
+  std::size_t memory = 0;  ///< addresses must be multiples of this; 0: no direct I/O on this file
+  std::size_t offset = 0;  ///< offsets and sizes must be multiples of this; 0: no direct I/O on this file
+};
 
 /// System calls with the meaning of section 2 of the manual: -1 (or null) and errno on failure. The
 /// methods here are the real ones; a test overrides some. Thread-safe.
@@ -46,6 +55,14 @@ class Sys {
   virtual dirent* readdir(DIR* dir);
   virtual int closedir(DIR* dir);
   virtual int fstatat(int dir_fd, const char* name, struct stat* info, int flags);
+  virtual int is_in_memory(int fd, bool* answer);        ///< fstatfs: tmpfs or ramfs
+  virtual int statx_direct(int fd, DirectIoInfo* info);  ///< statx(STATX_DIOALIGN)
+  /// cachestat: how many bytes of the range lie in the page cache.
+  virtual int cachestat(int fd, off_t offset, std::size_t size, std::uint64_t* cached);
+  /// The same by mmap, mincore and munmap. On a file that is neither ours nor writable the kernel says "all of it".
+  virtual int mincore(int fd, off_t offset, std::size_t size, std::uint64_t* cached);
+  /// io_uring_setup and its mmaps. Null and errno on failure; ENOSYS also where this build has no io_uring.
+  virtual std::unique_ptr<Ring> make_ring(unsigned depth);
 
   /// The operating system itself.
   static const std::shared_ptr<Sys>& real();
@@ -53,6 +70,9 @@ class Sys {
 
 /// Throws the Error of a failed system call: "OPERATION PATH: text of errno", with a remedy where there is one.
 [[noreturn]] void throw_sys_error(int sys_errno, std::string_view operation, std::string_view path);
+
+/// The text of an errno.
+std::string error_text(int sys_errno);
 
 /// An open descriptor that closes itself.
 class FileDescriptor {
