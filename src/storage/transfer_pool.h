@@ -70,7 +70,7 @@ class TransferPool {
   std::mutex mutex_;
   std::vector<Kept> rings_;  // guarded by mutex_
   std::counting_semaphore<kMostBounces> permits_{kMostBounces};
-  BufferPool buffers_{kBounceBytes};
+  BufferPool buffers_{kBounceBytes, kMostBounces};
 };
 
 }  // namespace torchsnapshot
