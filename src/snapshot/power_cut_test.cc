@@ -4,13 +4,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
+#include "snapshot/testing_state.h"
 #include "storage/fs_storage.h"
 #include "storage/testing.h"
 #include "storage/testing_power_cut.h"
@@ -20,33 +19,9 @@
 namespace torchsnapshot {
 namespace {
 
-/// Tensors large and small, and an object, whose content tells the seed.
-struct State {
-  std::vector<std::vector<float>> tensors;
-  AppState app;
-
-  explicit State(int seed) {
-    Dict dict;
-    for (const std::size_t size : {40'000U, 20'000U, 10U, 3U}) {
-      tensors.emplace_back(size);
-      for (std::size_t i = 0; i < size; ++i) tensors.back()[i] = static_cast<float>(static_cast<int>(i % 1000) + seed);
-    }
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-      dict.items.emplace_back(
-          "t" + std::to_string(i),
-          TensorView::dense(tensors[i].data(), DType::kFloat32, {static_cast<std::int64_t>(tensors[i].size())}));
-    }
-    dict.items.emplace_back("step", Integer(seed));
-    dict.items.emplace_back("object", Opaque{.serializer = "torch_save",
-                                             .type_name = "builtins.tuple",
-                                             .bytes = SharedBytes::copy_of("pickled" + std::to_string(seed))});
-    app.emplace_back("state", std::move(dict));
-  }
-};
-
-/// The seed of the snapshot at that place, which must be whole; nothing when there is none.
-std::optional<int> seed_at(const std::filesystem::path& path) {
-  State found(-1);
+/// The number of the snapshot at that place, which must be whole; nothing when there is none.
+std::optional<int> number_at(const std::filesystem::path& path) {
+  NumberedState found(-1);
   try {
     Snapshot(path.native()).restore(found.app);
   } catch (const Error& error) {
@@ -54,12 +29,7 @@ std::optional<int> seed_at(const std::filesystem::path& path) {
     EXPECT_THAT(error.what(), testing::HasSubstr("No such file")) << "metadata that is there must be whole";
     return std::nullopt;
   }
-  const auto* dict = found.app[0].second.get_if<Dict>();
-  const int seed = std::stoi(dict->find("step")->get_if<Integer>()->decimal);
-  const State expected(seed);
-  EXPECT_EQ(found.tensors, expected.tensors);
-  EXPECT_EQ(dict->find("object")->get_if<Opaque>()->bytes.view(), "pickled" + std::to_string(seed));
-  return seed;
+  return found.restored_number();
 }
 
 struct Cuts {
@@ -76,8 +46,8 @@ Cuts cut_everywhere(IoMode mode, bool overwrite, bool asynchronous) {
   tuning.least_block = 4096;
   TakeOptions options;
   options.slab_bytes = 100'000;
-  const State before(1);
-  const State after(2);
+  const NumberedState before(1);
+  const NumberedState after(2);
   Cuts cuts;
   for (std::uint64_t power = 0;; ++power) {
     const TemporaryFolder folder;
@@ -101,14 +71,14 @@ Cuts cut_everywhere(IoMode mode, bool overwrite, bool asynchronous) {
     for (unsigned look = 0; look < std::size(chances); ++look) {
       const TemporaryFolder restart;
       sys->survivors(restart.path(), static_cast<unsigned>(power) * 10 + look, chances[look]);
-      const std::optional<int> seed = seed_at(restart.path() / "snapshot");
-      if (!seed) {
+      const std::optional<int> number = number_at(restart.path() / "snapshot");
+      if (!number) {
         EXPECT_FALSE(overwrite) << "the old snapshot is gone, power " << power;
         EXPECT_FALSE(is_taken) << "what take returned from is gone, power " << power;
         ++cuts.none;
       } else {
-        EXPECT_TRUE(*seed == 2 || (overwrite && !is_taken)) << "power " << power << ", seed " << *seed;
-        ++(*seed == 2 ? cuts.fresh : cuts.old);
+        EXPECT_TRUE(*number == 2 || (overwrite && !is_taken)) << "power " << power << ", number " << *number;
+        ++(*number == 2 ? cuts.fresh : cuts.old);
       }
     }
     if (!was_cut) return cuts;
