@@ -1,10 +1,10 @@
 #include "plan/write_plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <functional>
 #include <optional>
 #include <string_view>
-#include <unordered_set>
 #include <utility>
 
 #include "manifest/primitive.h"
@@ -33,20 +33,15 @@ std::size_t mix(std::size_t seed, std::size_t value) {
   return seed ^ (value + 0x9E3779B97F4A7C15U + (seed << 6) + (seed >> 2));
 }
 
-/// Items are the same when they are the same memory, seen in the same way; bytes, when they are equal.
-struct ItemHash {
-  const std::vector<Item>* items;
-  std::size_t operator()(std::size_t index) const {
-    const Item& item = (*items)[index];
-    if (const auto* bytes = std::get_if<SharedBytes>(&item.source)) {
-      return mix(std::hash<std::string_view>{}(bytes->view()), std::hash<std::string_view>{}(item.serializer));
-    }
-    const TensorView& view = std::get<TensorView>(item.source);
-    std::size_t hash = mix(std::hash<const void*>{}(view.data), static_cast<std::size_t>(view.dtype));
-    for (const std::int64_t size : view.shape) hash = mix(hash, static_cast<std::size_t>(size));
-    return hash;
+std::size_t hash_of(const Item& item) {
+  if (const auto* bytes = std::get_if<SharedBytes>(&item.source)) {
+    return mix(std::hash<std::string_view>{}(bytes->view()), std::hash<std::string_view>{}(item.serializer));
   }
-};
+  const TensorView& view = std::get<TensorView>(item.source);
+  std::size_t hash = mix(std::hash<const void*>{}(view.data), static_cast<std::size_t>(view.dtype));
+  for (const std::int64_t size : view.shape) hash = mix(hash, static_cast<std::size_t>(size));
+  return hash;
+}
 
 bool same_memory(const TensorView& a, const TensorView& b) {
   if (a.data == nullptr || a.data != b.data || a.dtype != b.dtype || a.device != b.device || a.shape != b.shape) {
@@ -58,18 +53,64 @@ bool same_memory(const TensorView& a, const TensorView& b) {
   return true;
 }
 
-struct ItemEqual {
-  const std::vector<Item>* items;
-  bool operator()(std::size_t a, std::size_t b) const {
-    if (a == b) return true;
-    const Item& x = (*items)[a];
-    const Item& y = (*items)[b];
-    if (x.source.index() != y.source.index() || x.is_object != y.is_object) return false;
-    if (const auto* bytes = std::get_if<SharedBytes>(&x.source)) {
-      return x.serializer == y.serializer && bytes->view() == std::get<SharedBytes>(y.source).view();
-    }
-    return same_memory(std::get<TensorView>(x.source), std::get<TensorView>(y.source));
+/// Items are the same when they are the same memory, seen in the same way; bytes, when they are equal.
+bool same_item(const Item& x, const Item& y) {
+  if (x.source.index() != y.source.index() || x.is_object != y.is_object) return false;
+  if (const auto* bytes = std::get_if<SharedBytes>(&x.source)) {
+    return x.serializer == y.serializer && bytes->view() == std::get<SharedBytes>(y.source).view();
   }
+  return same_memory(std::get<TensorView>(x.source), std::get<TensorView>(y.source));
+}
+
+/// Items by what they are. A table with open addressing: a set of nodes would cost an allocation and a cache miss for
+/// each of many small tensors.
+class ItemIndex {
+ public:
+  explicit ItemIndex(const std::vector<Item>& items) : items_(items) {}
+
+  void reserve(std::size_t count) { slots_.assign(std::bit_ceil(count / 2 * 3 + 16), {}); }
+
+  /// The item that is the same as the last of `items`; that one itself, now known, if there is none.
+  std::size_t find_or_add_last() {
+    if ((count_ + 1) * 4 > slots_.size() * 3) grow();
+    const std::size_t last = items_.size() - 1;
+    const std::size_t hash = hash_of(items_[last]);
+    for (std::size_t at = first_slot(hash);; at = (at + 1) & (slots_.size() - 1)) {
+      Slot& slot = slots_[at];
+      if (slot.number == 0) {
+        slot = {.number = last + 1, .hash = hash};
+        ++count_;
+        return last;
+      }
+      if (slot.hash == hash && same_item(items_[slot.number - 1], items_[last])) return slot.number - 1;
+    }
+  }
+
+ private:
+  struct Slot {
+    std::size_t number = 0;  ///< 1 + index of the item; 0: empty
+    std::size_t hash = 0;
+  };
+
+  /// Addresses differ in the middle bits.
+  [[nodiscard]] std::size_t first_slot(std::size_t hash) const {
+    return ((hash * 0x9E3779B97F4A7C15U) >> 32) & (slots_.size() - 1);
+  }
+
+  void grow() {
+    std::vector<Slot> larger(std::max<std::size_t>(64, slots_.size() * 2));
+    larger.swap(slots_);
+    for (const Slot& slot : larger) {
+      if (slot.number == 0) continue;
+      std::size_t at = first_slot(slot.hash);
+      while (slots_[at].number != 0) at = (at + 1) & (slots_.size() - 1);
+      slots_[at] = slot;
+    }
+  }
+
+  const std::vector<Item>& items_;
+  std::vector<Slot> slots_;
+  std::size_t count_ = 0;
 };
 
 constexpr std::size_t kNoBytes = static_cast<std::size_t>(-1);
@@ -138,12 +179,12 @@ class Planner {
       }
     }
     arrange();
+    plan_.manifest.reserve(state_.containers.size() + state_.leaves.size());
     add_containers();
     for (const FlatLeaf& leaf : state_.leaves) {
       const bool replicated = is_replicated_path(leaf.path);
-      plan_.manifest.add(
-          with_rank(leaf.path),
-          std::visit([&](const auto& node) { return describe(leaf, node, replicated); }, leaf.value->node()));
+      Entry& entry = add_entry(leaf.path);
+      std::visit([&](const auto& node) { entry = describe(leaf, node, replicated); }, leaf.value->node());
     }
     return std::move(plan_);
   }
@@ -184,10 +225,10 @@ class Planner {
   /// The next piece is made of these bytes: those of an item that is known already, or of a new one.
   void add_piece(ItemSource source, std::uint64_t size, std::string_view serializer, bool is_object) {
     items_.push_back({leaf_, std::move(source), size, 0, is_object, serializer});
-    const auto [at, is_new] = known_.insert(items_.size() - 1);
-    if (!is_new) items_.pop_back();
-    ++items_[*at].uses;
-    item_of_piece_.push_back(*at);
+    const std::size_t at = known_.find_or_add_last();
+    if (at + 1 != items_.size()) items_.pop_back();
+    ++items_[at].uses;
+    item_of_piece_.push_back(at);
   }
 
   void add_piece(TensorView view) {
@@ -270,12 +311,21 @@ class Planner {
 
   // Second pass.
 
+  Entry& add_entry(const std::string& path) {
+    text_ = rank_;
+    text_ += '/';
+    text_ += path;
+    Entry* const entry = plan_.manifest.try_emplace(text_);
+    if (entry == nullptr) throw Error(ErrorCode::kCorrupt, "the manifest has two entries '" + text_ + "'");
+    return *entry;
+  }
+
   void add_containers() {
     for (const FlatContainer& container : state_.containers) {
       if (container.is_list) {
-        plan_.manifest.add(with_rank(container.path), ListEntry{});
+        add_entry(container.path) = ListEntry{};
       } else {
-        plan_.manifest.add(with_rank(container.path), DictEntry{container.keys, container.ordered});
+        add_entry(container.path) = DictEntry{container.keys, container.ordered};
       }
     }
   }
@@ -339,11 +389,12 @@ class Planner {
   const FlatState& state_;
   const WritePlanOptions& options_;
   std::string rank_;
+  std::string text_;  ///< of add_entry
   std::vector<Glob> globs_;
 
   std::size_t leaf_ = 0;  ///< the one that is collected
   std::vector<Item> items_;
-  std::unordered_set<std::size_t, ItemHash, ItemEqual> known_{0, ItemHash{&items_}, ItemEqual{&items_}};
+  ItemIndex known_{items_};
   std::vector<std::size_t> item_of_piece_;  ///< in order of the pieces; kNoBytes for one without elements
   std::size_t next_piece_ = 0;
 
