@@ -113,7 +113,7 @@ class Manifest {
   using Item = std::pair<std::string, Entry>;
 
   /// Appends an entry. Throws Error(kCorrupt) if the path is there already.
-  void add(std::string path, Entry entry);
+  void add(std::string_view path, Entry entry);
   /// Appends an entry for the caller to fill in (now an empty tensor), or returns null if the path is there already.
   Entry* try_emplace(std::string_view path);
   /// Makes room in the look-up table, so that it need not grow on the way to `entries`.

@@ -85,7 +85,7 @@ std::vector<std::string_view> entry_locations(const Entry& entry) {
   return locations;
 }
 
-void Manifest::add(std::string path, Entry entry) {
+void Manifest::add(std::string_view path, Entry entry) {
   Entry* const place = try_emplace(path);
   if (place == nullptr) throw Error(ErrorCode::kCorrupt, "the manifest has two entries " + quote_text(path));
   *place = std::move(entry);
