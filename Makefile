@@ -52,10 +52,14 @@ demo: release  ## the main job on real input: see demo/
 	@PYTHONPATH=$(CURDIR)/build/release/python TORCHSNAPSHOT_BUILD=$(CURDIR)/build/release \
 	  PATH="$(CURDIR)/.venv/bin:$$PATH" demo/run.sh
 
-bench:  ## measurements
-	@echo "make bench: there are no benchmarks yet"
+setup-bench:
+	@tools/setup.sh --bench
+
+bench: setup-bench  ## measurements against peers and limits (BENCH="few_large small" BENCH_GIB=4: see benchmarks/)
+	@tools/build.sh release --configure-only -DTORCHSNAPSHOT_BUILD_BENCHMARKS=ON && tools/build.sh release
+	@PYTHONPATH=$(CURDIR)/build/release/python .venv/bin/python benchmarks/run.py $(BENCH)
 
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist demo-out
 
-.PHONY: help setup setup-lint dev release test asan tsan lint format stubs install-test wheel-test wheel demo bench clean
+.PHONY: help setup setup-lint setup-bench dev release test asan tsan lint format stubs install-test wheel-test wheel demo bench clean

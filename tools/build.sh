@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Configures and builds a preset in build/PRESET, with the Python extension except under ThreadSanitizer.
 #
-# Usage: tools/build.sh PRESET [TARGET... | --configure-only]
+# Usage: tools/build.sh PRESET [TARGET... | --configure-only [CMAKE-ARGUMENT...]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/env.sh
@@ -11,9 +11,11 @@ shift
 python=ON
 if [[ $preset == tsan ]]; then python=OFF; fi
 
+arguments=()
+if [[ ${1:-} == --configure-only ]]; then arguments=("${@:2}"); fi
 if [[ ! -f build/$preset/build.ninja || ${1:-} == --configure-only ]]; then
   "$CMAKE" --preset "$preset" -DCMAKE_MAKE_PROGRAM="$(command -v "$NINJA")" \
-    -DTORCHSNAPSHOT_BUILD_PYTHON=$python -DPython_EXECUTABLE="$VENV/bin/python"
+    -DTORCHSNAPSHOT_BUILD_PYTHON=$python -DPython_EXECUTABLE="$VENV/bin/python" "${arguments[@]}"
 fi
 if [[ ${1:-} == --configure-only ]]; then exit 0; fi
 "$CMAKE" --build "build/$preset" -j "$JOBS" ${1:+--target "$@"}

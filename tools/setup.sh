@@ -2,13 +2,14 @@
 # Brings a Debian 12 machine (or a relative of it) to where `make` works: the missing apt packages, and .venv with
 # what requirements-dev.txt pins. Does nothing, in well under a second, where all of it is there.
 #
-# Usage: tools/setup.sh [--lint]    --lint: also what `make lint` needs
+# Usage: tools/setup.sh [--lint | --bench]    also what `make lint`, or `make bench`, needs
 #        PYTHON=/path/to/python3 tools/setup.sh    the Python that .venv is made of; 3.11 or newer, default python3
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lint=false
+lint=false bench=false
 if [[ ${1:-} == --lint ]]; then lint=true; fi
+if [[ ${1:-} == --bench ]]; then bench=true; fi
 
 # --- system packages ---------------------------------------------------------------------------------------------
 works() { command -v "$1" >/dev/null && "$@" >/dev/null 2>&1; }
@@ -36,6 +37,7 @@ collect() {
     works clang-format --version || missing+=(clang-format)
     works clang-tidy --version || missing+=(clang-tidy)
   fi
+  if $bench; then need fio libbenchmark-dev; fi
 }
 
 if ! command -v dpkg-query >/dev/null; then

@@ -113,7 +113,11 @@ class Manifest {
   using Item = std::pair<std::string, Entry>;
 
   /// Appends an entry. Throws Error(kCorrupt) if the path is there already.
-  void add(std::string path, Entry entry);
+  void add(std::string_view path, Entry entry);
+  /// Appends an entry for the caller to fill in (now an empty tensor), or returns null if the path is there already.
+  Entry* try_emplace(std::string_view path);
+  /// Makes room in the look-up table, so that it need not grow on the way to `entries`.
+  void reserve(std::size_t entries);
   /// The entry of that path, or null.
   [[nodiscard]] const Entry* find(std::string_view path) const noexcept;
   [[nodiscard]] std::size_t size() const noexcept { return items_.size(); }
@@ -131,7 +135,7 @@ class Manifest {
 
   /// The slot that holds `path`, or the empty one where it would go. There is an empty slot.
   [[nodiscard]] std::size_t slot_of(std::string_view path, std::size_t hash) const noexcept;
-  void grow();
+  void grow(std::size_t slots);
 
   std::deque<Item> items_;
   // Open addressing, a power of two of slots, at most three quarters full. A manifest may have millions of entries, and

@@ -50,9 +50,9 @@ nb::object FromValue::convert_node(Value& value) {
   if (auto* list = value.get_if<List>()) {
     nb::list result;
     for (std::size_t i = 0; i < list->items.size(); ++i) {
-      components_.push_back(std::to_string(i));
+      if (needs_paths_) components_.push_back(std::to_string(i));
       result.append(convert_node(list->items[i]));
-      components_.pop_back();
+      if (needs_paths_) components_.pop_back();
     }
     return result;
   }
@@ -60,10 +60,10 @@ nb::object FromValue::convert_node(Value& value) {
     nb::object result =
         dict->ordered ? nb::handle(reinterpret_cast<PyObject*>(Hooks::get().ordered_dict_type))() : nb::dict();
     for (auto& [key, child] : dict->items) {
-      components_.push_back(encode_component(key.text));
+      if (needs_paths_) components_.push_back(encode_component(key.text));
       const nb::object child_key = key.is_int ? to_int(Integer(key.text)) : to_str(key.text);
       if (PyObject_SetItem(result.ptr(), child_key.ptr(), convert_node(child).ptr()) != 0) nb::raise_python_error();
-      components_.pop_back();
+      if (needs_paths_) components_.pop_back();
     }
     return result;
   }
@@ -84,7 +84,7 @@ nb::object FromValue::convert_node(Value& value) {
 
 nb::object FromValue::convert_view(const TensorView& view) {
   nb::object tensor = object_of(view.owner);
-  if (targets_.deferred().empty()) return tensor;
+  if (!needs_paths_) return tensor;
   const auto found = targets_.deferred().find(join_components(components_));
   if (found == targets_.deferred().end()) return tensor;
   return Hooks::get().fill(nb::handle(found->second), tensor);

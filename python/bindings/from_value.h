@@ -17,7 +17,7 @@ class FromValue {
  public:
   /// `targets` made the trees that were restored into, and keeps their tensors and decoded objects alive; it outlives
   /// this.
-  explicit FromValue(const ToValue& targets) : targets_(targets) {}
+  explicit FromValue(const ToValue& targets) : targets_(targets), needs_paths_(!targets.deferred().empty()) {}
 
   /// The Python object of `value`, whose opaque and encoded leaves were decoded (decode_leaf); `path` (encoded,
   /// "key/sub") is its place.
@@ -28,6 +28,7 @@ class FromValue {
   nanobind::object convert_view(const TensorView& view);
 
   const ToValue& targets_;
+  const bool needs_paths_;               ///< to find the deferred ones
   std::vector<std::string> components_;  // encoded
 };
 

@@ -104,13 +104,19 @@ Value ToValue::to_fill_at(const std::string& path, nb::handle object) {
 
 Value ToValue::convert_root(const std::string& path, Purpose purpose, nb::handle object) {
   purpose_ = purpose;
-  components_ = {path};
+  root_ = path;
+  steps_.clear();
   keep(nb::borrow(object));
   return convert(object.ptr(), 0);
 }
 
 std::string ToValue::path() const {
-  return join_components(components_);
+  std::string text = root_;
+  for (const Step& step : steps_) {
+    text += '/';
+    text += step.key == nullptr ? std::to_string(step.index) : encode_component(step.key->text);
+  }
+  return text;
 }
 
 Value ToValue::convert(PyObject* object, int depth) {
@@ -126,9 +132,9 @@ Value ToValue::convert(PyObject* object, int depth) {
     List list;
     list.items.reserve(static_cast<std::size_t>(PyList_GET_SIZE(object)));
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(object); ++i) {
-      components_.push_back(std::to_string(i));
+      steps_.push_back({.key = nullptr, .index = static_cast<std::size_t>(i)});
       list.items.push_back(convert(PyList_GET_ITEM(object, i), depth + 1));
-      components_.pop_back();
+      steps_.pop_back();
     }
     return list;
   }
@@ -152,9 +158,10 @@ Value ToValue::convert_dict(PyObject* dict, bool ordered, int depth) {
   result.ordered = ordered;
   result.items.reserve(children->size());
   for (auto& [key, value] : *children) {
-    components_.push_back(encode_component(key.text));
-    result.items.emplace_back(std::move(key), convert(value, depth + 1));
-    components_.pop_back();
+    steps_.push_back({.key = &key, .index = 0});
+    Value child = convert(value, depth + 1);
+    steps_.pop_back();
+    result.items.emplace_back(std::move(key), std::move(child));
   }
   return result;
 }

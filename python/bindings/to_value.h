@@ -44,7 +44,15 @@ class ToValue {
 
   Purpose purpose_ = Purpose::kSave;
   nanobind::object prepare_;
-  std::vector<std::string> components_;  // of the path to the node in hand, encoded
+  /// A step on the way to the node in hand: a dict's key, or a list's index. Text is made of it only when somebody asks
+  /// for the path: most leaves never do.
+  struct Step {
+    const Key* key;  ///< null: `index` counts
+    std::size_t index;
+  };
+
+  std::string root_;  // path of the root, encoded
+  std::vector<Step> steps_;
   std::vector<nanobind::object> keep_alive_;
   std::unordered_map<std::string, PyObject*> deferred_;
 };

@@ -1,6 +1,7 @@
 #include "manifest/json_cursor.h"
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <cstring>
 
@@ -9,22 +10,30 @@
 namespace torchsnapshot {
 namespace {
 
+/// The eight bytes from `at` on; the first is the lowest.
 std::uint64_t load_word(const char* at) noexcept {
   std::uint64_t word = 0;
   std::memcpy(&word, at, sizeof word);
+  if constexpr (std::endian::native == std::endian::big) word = __builtin_bswap64(word);
   return word;
+}
+
+/// Index of the lowest byte that is not zero; 8 if all are.
+std::size_t first_marked(std::uint64_t word) noexcept {
+  return static_cast<std::size_t>(std::countr_zero(word)) / 8;
 }
 
 constexpr std::uint64_t kOnes = 0x0101010101010101ULL;
 constexpr std::uint64_t kHighs = 0x8080808080808080ULL;
 
-/// True when one of the eight bytes is a quote, a backslash, a control character or no ASCII (and, rarely, when none
-/// is: the caller looks again byte by byte).
-bool has_special(std::uint64_t word) noexcept {
+/// How many of the eight bytes come before the first that is a quote, a backslash, a control character or no ASCII.
+/// Only what follows such a byte can be mistaken for one, by the borrow, so the first is exact.
+std::size_t plain_bytes(std::uint64_t word) noexcept {
   const std::uint64_t quote = word ^ (kOnes * '"');
   const std::uint64_t backslash = word ^ (kOnes * '\\');
-  return ((((quote - kOnes) & ~quote) | ((backslash - kOnes) & ~backslash) | ((word - kOnes * 0x20) & ~word) | word) &
-          kHighs) != 0;
+  return first_marked(
+      (((quote - kOnes) & ~quote) | ((backslash - kOnes) & ~backslash) | ((word - kOnes * 0x20) & ~word) | word) &
+      kHighs);
 }
 
 bool is_digit(char c) noexcept {
@@ -49,9 +58,14 @@ void JsonCursor::bad_syntax(std::string_view what) const {
   fail_at(at_, "not valid JSON: " + std::string(what), ErrorCode::kCorrupt);
 }
 
-void JsonCursor::skip_blanks() noexcept {
+void JsonCursor::skip_run_of_blanks() noexcept {
   for (;;) {
-    while (end_ - at_ >= 8 && load_word(at_) == kOnes * ' ') at_ += 8;
+    // Mostly a line's end and its indent.
+    while (end_ - at_ >= 8) {
+      const std::size_t spaces = first_marked(load_word(at_) ^ (kOnes * ' '));
+      at_ += spaces;
+      if (spaces < 8) break;
+    }
     if (at_ == end_ || (*at_ != ' ' && *at_ != '\n' && *at_ != '\r' && *at_ != '\t')) return;
     ++at_;
   }
@@ -144,7 +158,11 @@ std::string_view JsonCursor::string() {
 std::string_view JsonCursor::quoted_string() {
   const char* const start = ++at_;
   for (;;) {
-    while (end_ - at_ >= 8 && !has_special(load_word(at_))) at_ += 8;
+    while (end_ - at_ >= 8) {
+      const std::size_t plain = plain_bytes(load_word(at_));
+      at_ += plain;
+      if (plain < 8) break;
+    }
     if (at_ == end_) bad_syntax("");
     const auto byte = static_cast<std::uint8_t>(*at_);
     if (byte == '"') return {start, static_cast<std::size_t>(at_++ - start)};

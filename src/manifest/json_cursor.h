@@ -34,7 +34,11 @@ class JsonCursor {
 
  private:
   void open(ValueKind kind);
-  void skip_blanks() noexcept;
+  void skip_blanks() noexcept {
+    if (at_ == end_ || static_cast<unsigned char>(*at_) > ' ') return;
+    skip_run_of_blanks();
+  }
+  void skip_run_of_blanks() noexcept;
   void expect(ValueKind wanted);
   void word(std::string_view text);
   std::string_view integer_token();

@@ -1,5 +1,6 @@
 #include "torchsnapshot/manifest.h"
 
+#include <bit>
 #include <functional>
 #include <limits>
 #include <type_traits>
@@ -84,16 +85,28 @@ std::vector<std::string_view> entry_locations(const Entry& entry) {
   return locations;
 }
 
-void Manifest::add(std::string path, Entry entry) {
-  if ((items_.size() + 1) * 4 > slots_.size() * 3) grow();
+void Manifest::add(std::string_view path, Entry entry) {
+  Entry* const place = try_emplace(path);
+  if (place == nullptr) throw Error(ErrorCode::kCorrupt, "the manifest has two entries " + quote_text(path));
+  *place = std::move(entry);
+}
+
+Entry* Manifest::try_emplace(std::string_view path) {
+  if ((items_.size() + 1) * 4 > slots_.size() * 3) grow(slots_.empty() ? 16 : slots_.size() * 2);
   const std::size_t hash = std::hash<std::string_view>{}(path);
   Slot& slot = slots_[slot_of(path, hash)];
-  if (slot.number != 0) throw Error(ErrorCode::kCorrupt, "the manifest has two entries " + quote_text(path));
+  if (slot.number != 0) return nullptr;
   if (items_.size() >= std::numeric_limits<std::uint32_t>::max()) {
     throw Error(ErrorCode::kUnsupported, "a manifest holds at most 4294967295 entries");
   }
-  items_.emplace_back(std::move(path), std::move(entry));
+  Item& item = items_.emplace_back(path, Entry());
   slot = {static_cast<std::uint32_t>(items_.size()), static_cast<std::uint32_t>(hash)};
+  return &item.second;
+}
+
+void Manifest::reserve(std::size_t entries) {
+  const std::size_t slots = std::bit_ceil(entries / 3 * 4 + 16);
+  if (slots > slots_.size()) grow(slots);
 }
 
 const Entry* Manifest::find(std::string_view path) const noexcept {
@@ -112,9 +125,9 @@ std::size_t Manifest::slot_of(std::string_view path, std::size_t hash) const noe
   return at;
 }
 
-void Manifest::grow() {
+void Manifest::grow(std::size_t slots) {
   // The place follows from the 32 bits that are kept, so no path is hashed again.
-  std::vector<Slot> larger(slots_.empty() ? 16 : slots_.size() * 2);
+  std::vector<Slot> larger(slots);
   for (const Slot& slot : slots_) {
     if (slot.number == 0) continue;
     std::size_t at = slot.hash & (larger.size() - 1);

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -145,19 +146,18 @@ class MetadataReader {
 
   void read_manifest(Manifest& manifest) {
     cursor_.begin_object();
-    std::string path;
     for (std::string_view key; cursor_.next_key(key);) {
-      path = key;
-      if (manifest.find(path) != nullptr) cursor_.fail("the manifest has two entries " + quote_text(path));
+      Entry* const entry = manifest.try_emplace(key);
+      if (entry == nullptr) cursor_.fail("the manifest has two entries " + quote_text(key));
       try {
-        manifest.add(path, read_entry());
+        read_entry(*entry);
       } catch (const Error& error) {
-        throw error.with_context("entry " + quote_text(path));
+        throw error.with_context("entry " + quote_text(std::prev(manifest.end())->first));
       }
     }
   }
 
-  Entry read_entry() {
+  void read_entry(Entry& entry) {
     Fields f;
     constexpr FieldSet kAll = (FieldSet{1} << kFieldNames.size()) - 1;
     read_fields(f, kAll);
@@ -166,20 +166,27 @@ class MetadataReader {
     check_fields(f.seen, type);
     switch (type.kind) {
       case EntryKind::kTensor:
-        return tensor_of(f);
+        entry = tensor_of(f);
+        return;
       case EntryKind::kChunked:
-        return ChunkedTensorEntry{f.dtype, std::move(f.shape), std::move(f.chunks), f.replicated};
+        entry = ChunkedTensorEntry{f.dtype, std::move(f.shape), std::move(f.chunks), f.replicated};
+        return;
       case EntryKind::kSharded:
       case EntryKind::kDTensor:
-        return ShardedTensorEntry{std::move(f.shards), std::move(f.layout)};
+        entry = ShardedTensorEntry{std::move(f.shards), std::move(f.layout)};
+        return;
       case EntryKind::kObject:
-        return ObjectEntry{std::move(f.location), std::move(f.serializer), std::move(f.obj_type), f.replicated};
+        entry = ObjectEntry{std::move(f.location), std::move(f.serializer), std::move(f.obj_type), f.replicated};
+        return;
       case EntryKind::kPrimitive:
-        return PrimitiveEntry{type.primitive, std::move(f.serialized_value), std::move(f.readable), f.replicated};
+        entry = PrimitiveEntry{type.primitive, std::move(f.serialized_value), std::move(f.readable), f.replicated};
+        return;
       case EntryKind::kList:
-        return ListEntry{};
+        entry = ListEntry{};
+        return;
       case EntryKind::kDict:
-        return DictEntry{std::move(f.keys), type.name == "OrderedDict"};
+        entry = DictEntry{std::move(f.keys), type.name == "OrderedDict"};
+        return;
     }
     throw Error(ErrorCode::kInternal, "unknown kind of entry");
   }
@@ -203,8 +210,12 @@ class MetadataReader {
   /// Reads an object that may have the fields of `allowed`.
   void read_fields(Fields& f, FieldSet allowed) {
     cursor_.begin_object();
+    auto expected = kFieldNames.begin();  // writers keep to the order of the fields
     for (std::string_view key; cursor_.next_key(key);) {
-      const auto name = std::find(kFieldNames.begin(), kFieldNames.end(), key);
+      const auto name = expected != kFieldNames.end() && *expected == key
+                            ? expected
+                            : std::find(kFieldNames.begin(), kFieldNames.end(), key);
+      expected = name == kFieldNames.end() ? name : name + 1;
       const auto index = static_cast<std::size_t>(name - kFieldNames.begin());
       const FieldSet bit = name == kFieldNames.end() ? 0 : FieldSet{1} << index;
       if ((bit & allowed) == 0) cursor_.fail("unknown field " + quote_text(key));
@@ -283,8 +294,10 @@ class MetadataReader {
 
   DType read_dtype() {
     const std::string_view name = cursor_.string();
+    if (name == dtype_name(last_dtype_)) return last_dtype_;
     const std::optional<DType> dtype = dtype_from_name(name);
     if (!dtype) cursor_.fail("unknown dtype " + quote_text(name), ErrorCode::kUnsupported);
+    last_dtype_ = *dtype;
     return *dtype;
   }
 
@@ -408,6 +421,7 @@ class MetadataReader {
 
   Cursor& cursor_;
   Dims scratch_;
+  DType last_dtype_ = DType::kFloat32;  ///< most often the next one too
 };
 
 }  // namespace torchsnapshot

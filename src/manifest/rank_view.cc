@@ -254,10 +254,18 @@ class Builder {
 RankView::RankView(const SnapshotMetadata& metadata, std::int64_t rank) {
   if (rank < 0) throw Error(ErrorCode::kInvalidArgument, "rank " + std::to_string(rank) + " is negative");
   const bool existed = rank < metadata.world_size;
-  Builder builder(metadata.manifest, existed ? rank : 0, existed);
-  builder.collect();
-  builder.link();
-  builder.finish(entries_, merged_);
+  if (existed && metadata.world_size == 1) {
+    // Nobody else has anything to add.
+    entries_.reserve(metadata.manifest.size());
+    for (const auto& [path, entry] : metadata.manifest) {
+      entries_.push_back({.path = std::string(split_rank(path).second), .entry = &entry, .added = false});
+    }
+  } else {
+    Builder builder(metadata.manifest, existed ? rank : 0, existed);
+    builder.collect();
+    builder.link();
+    builder.finish(entries_, merged_);
+  }
   index_.reserve(entries_.size());
   for (std::size_t i = 0; i < entries_.size(); ++i) index_.emplace(entries_[i].path, i);
 }
@@ -265,6 +273,23 @@ RankView::RankView(const SnapshotMetadata& metadata, std::int64_t rank) {
 const Entry* RankView::find(std::string_view path) const noexcept {
   const auto found = index_.find(path);
   return found == index_.end() ? nullptr : entries_[found->second].entry;
+}
+
+std::optional<ViewEntry> find_own_leaf(const SnapshotMetadata& metadata, std::int64_t rank, std::string_view path) {
+  if (rank < 0 || rank >= metadata.world_size) return std::nullopt;
+  const auto saved_by = [&](std::int64_t saver) {
+    return metadata.manifest.find(std::to_string(saver) + "/" + std::string(path));
+  };
+  const Entry* entry = saved_by(rank);
+  if (entry == nullptr || is_container(*entry) || std::holds_alternative<ShardedTensorEntry>(*entry)) {
+    return std::nullopt;
+  }
+  if (rank != 0 && is_replicated(*entry)) {
+    // Old versions listed replicated entries on every rank; rank 0's counts.
+    const Entry* first = saved_by(0);
+    if (first != nullptr && is_replicated(*first)) entry = first;
+  }
+  return ViewEntry{.path = std::string(path), .entry = entry, .added = false};
 }
 
 std::pair<std::int64_t, std::string_view> split_rank(std::string_view path) {

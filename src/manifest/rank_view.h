@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -45,6 +46,12 @@ class RankView {
   std::unordered_map<std::string_view, std::size_t> index_;  // into entries_; keys point into entries_' paths
   std::vector<std::unique_ptr<Entry>> merged_;
 };
+
+/// The leaf that the view of `rank` shows at `path`, if the manifest alone tells, without a view being made: one that
+/// the rank saved itself, and that is in one piece. Nothing for what is not there, for containers, for sharded tensors,
+/// and for a rank that did not exist: those need the view. A look-up, however large the manifest is. Valid as long as
+/// the manifest.
+std::optional<ViewEntry> find_own_leaf(const SnapshotMetadata& metadata, std::int64_t rank, std::string_view path);
 
 /// "RANK/rest" taken apart. Throws Error(kInvalidArgument) when the path does not begin with a rank.
 std::pair<std::int64_t, std::string_view> split_rank(std::string_view path);

@@ -59,6 +59,24 @@ TEST(RankViewTest, SplitRank) {
   }
 }
 
+TEST(RankViewTest, OwnLeafThatOldVersionsListedOnEveryRank) {
+  SnapshotMetadata metadata;
+  metadata.world_size = 2;
+  for (const char* rank : {"1/", "0/"}) {
+    metadata.manifest.add(rank + std::string("m"), dict({"a", "b"}));
+    metadata.manifest.add(rank + std::string("m/a"), leaf(true));
+    metadata.manifest.add(rank + std::string("m/b"), leaf(false));
+  }
+  const RankView view(metadata, 1);
+  for (const char* path : {"m/a", "m/b"}) EXPECT_EQ(find_own_leaf(metadata, 1, path)->entry, view.find(path)) << path;
+  EXPECT_EQ(find_own_leaf(metadata, 1, "m/a")->entry, metadata.manifest.find("0/m/a"));
+  EXPECT_EQ(find_own_leaf(metadata, 1, "m/b")->entry, metadata.manifest.find("1/m/b"));
+  EXPECT_FALSE(find_own_leaf(metadata, 1, "m"));
+  EXPECT_FALSE(find_own_leaf(metadata, 1, "m/c"));
+  EXPECT_FALSE(find_own_leaf(metadata, 2, "m/b"));
+  EXPECT_FALSE(find_own_leaf(metadata, -1, "m/b"));
+}
+
 TEST(RankViewTest, GlobalShape) {
   EXPECT_EQ(global_shape({{{Box{{0, 4}, {2, 2}}, {}}, {Box{{3, 0}, {1, 1}}, {}}}, {}}), (Dims{4, 6}));
   EXPECT_EQ(global_shape({{{Box{}, {}}}, {}}), Dims{});
@@ -262,6 +280,23 @@ TEST(RankViewTest, RandomManifests) {
       }
       children.erase("s");
       for (const auto& [path, names] : children) ASSERT_TRUE(names.empty()) << "children without a container " << path;
+      // The look-up without a view finds what the rank saved itself, and nothing that the view does not show.
+      for (const ViewEntry& item : view.entries()) {
+        const std::optional<ViewEntry> own = find_own_leaf(metadata, rank, item.path);
+        const bool is_own_leaf = existed && !item.added && !is_container(*item.entry) &&
+                                 !std::holds_alternative<ShardedTensorEntry>(*item.entry);
+        ASSERT_EQ(own.has_value(), is_own_leaf) << "seed " << seed << " rank " << rank << " at " << item.path;
+        if (!own) continue;
+        ASSERT_EQ(own->path, item.path);
+        ASSERT_EQ(own->entry, item.entry);
+        ASSERT_FALSE(own->added);
+      }
+      for (const auto& [path, entry] : metadata.manifest) {
+        const std::string_view logical = split_rank(path).second;
+        if (view.find(logical) == nullptr) {
+          ASSERT_FALSE(find_own_leaf(metadata, rank, logical)) << logical;
+        }
+      }
       // Every sharded path is in every view, with all boxes; leaves as the rules say.
       for (const auto& [path, entry] : metadata.manifest) {
         const auto [saver, logical] = split_rank(path);

@@ -1,10 +1,11 @@
 #include "plan/write_plan.h"
 
 #include <algorithm>
+#include <bit>
+#include <deque>
 #include <functional>
 #include <optional>
 #include <string_view>
-#include <unordered_set>
 #include <utility>
 
 #include "manifest/primitive.h"
@@ -21,8 +22,9 @@ namespace {
 
 /// Bytes to be stored once, for one entry or several.
 struct Item {
-  std::size_t leaf = 0;  ///< the first that uses it
-  ItemSource source;
+  std::size_t leaf = 0;                ///< the first that uses it
+  const TensorView* view = nullptr;    ///< of the leaf, or one that the planner made; null: bytes
+  const SharedBytes* bytes = nullptr;  ///< of the leaf
   std::uint64_t size = 0;
   std::uint32_t uses = 0;
   bool is_object = false;       ///< of an opaque leaf
@@ -33,20 +35,15 @@ std::size_t mix(std::size_t seed, std::size_t value) {
   return seed ^ (value + 0x9E3779B97F4A7C15U + (seed << 6) + (seed >> 2));
 }
 
-/// Items are the same when they are the same memory, seen in the same way; bytes, when they are equal.
-struct ItemHash {
-  const std::vector<Item>* items;
-  std::size_t operator()(std::size_t index) const {
-    const Item& item = (*items)[index];
-    if (const auto* bytes = std::get_if<SharedBytes>(&item.source)) {
-      return mix(std::hash<std::string_view>{}(bytes->view()), std::hash<std::string_view>{}(item.serializer));
-    }
-    const TensorView& view = std::get<TensorView>(item.source);
-    std::size_t hash = mix(std::hash<const void*>{}(view.data), static_cast<std::size_t>(view.dtype));
-    for (const std::int64_t size : view.shape) hash = mix(hash, static_cast<std::size_t>(size));
-    return hash;
+std::size_t hash_of(const Item& item) {
+  if (item.view == nullptr) {
+    return mix(std::hash<std::string_view>{}(item.bytes->view()), std::hash<std::string_view>{}(item.serializer));
   }
-};
+  const TensorView& view = *item.view;
+  std::size_t hash = mix(std::hash<const void*>{}(view.data), static_cast<std::size_t>(view.dtype));
+  for (const std::int64_t size : view.shape) hash = mix(hash, static_cast<std::size_t>(size));
+  return hash;
+}
 
 bool same_memory(const TensorView& a, const TensorView& b) {
   if (a.data == nullptr || a.data != b.data || a.dtype != b.dtype || a.device != b.device || a.shape != b.shape) {
@@ -58,18 +55,62 @@ bool same_memory(const TensorView& a, const TensorView& b) {
   return true;
 }
 
-struct ItemEqual {
-  const std::vector<Item>* items;
-  bool operator()(std::size_t a, std::size_t b) const {
-    if (a == b) return true;
-    const Item& x = (*items)[a];
-    const Item& y = (*items)[b];
-    if (x.source.index() != y.source.index() || x.is_object != y.is_object) return false;
-    if (const auto* bytes = std::get_if<SharedBytes>(&x.source)) {
-      return x.serializer == y.serializer && bytes->view() == std::get<SharedBytes>(y.source).view();
+/// Items are the same when they are the same memory, seen in the same way; bytes, when they are equal.
+bool same_item(const Item& x, const Item& y) {
+  if ((x.view == nullptr) != (y.view == nullptr) || x.is_object != y.is_object) return false;
+  if (x.view == nullptr) return x.serializer == y.serializer && x.bytes->view() == y.bytes->view();
+  return same_memory(*x.view, *y.view);
+}
+
+/// Items by what they are. A table with open addressing: a set of nodes would cost an allocation and a cache miss for
+/// each of many small tensors.
+class ItemIndex {
+ public:
+  explicit ItemIndex(const std::vector<Item>& items) : items_(items) {}
+
+  void reserve(std::size_t count) { slots_.assign(std::bit_ceil(count / 2 * 3 + 16), {}); }
+
+  /// The item that is the same as the last of `items`; that one itself, now known, if there is none.
+  std::size_t find_or_add_last() {
+    if ((count_ + 1) * 4 > slots_.size() * 3) grow();
+    const std::size_t last = items_.size() - 1;
+    const std::size_t hash = hash_of(items_[last]);
+    for (std::size_t at = first_slot(hash);; at = (at + 1) & (slots_.size() - 1)) {
+      Slot& slot = slots_[at];
+      if (slot.number == 0) {
+        slot = {.number = last + 1, .hash = hash};
+        ++count_;
+        return last;
+      }
+      if (slot.hash == hash && same_item(items_[slot.number - 1], items_[last])) return slot.number - 1;
     }
-    return same_memory(std::get<TensorView>(x.source), std::get<TensorView>(y.source));
   }
+
+ private:
+  struct Slot {
+    std::size_t number = 0;  ///< 1 + index of the item; 0: empty
+    std::size_t hash = 0;
+  };
+
+  /// Addresses differ in the middle bits.
+  [[nodiscard]] std::size_t first_slot(std::size_t hash) const {
+    return ((hash * 0x9E3779B97F4A7C15U) >> 32) & (slots_.size() - 1);
+  }
+
+  void grow() {
+    std::vector<Slot> larger(std::max<std::size_t>(64, slots_.size() * 2));
+    larger.swap(slots_);
+    for (const Slot& slot : larger) {
+      if (slot.number == 0) continue;
+      std::size_t at = first_slot(slot.hash);
+      while (slots_[at].number != 0) at = (at + 1) & (slots_.size() - 1);
+      slots_[at] = slot;
+    }
+  }
+
+  const std::vector<Item>& items_;
+  std::vector<Slot> slots_;
+  std::size_t count_ = 0;
 };
 
 constexpr std::size_t kNoBytes = static_cast<std::size_t>(-1);
@@ -108,13 +149,10 @@ void check(const EncodedTensor& tensor) {
 }
 
 /// The address of bytes that lie in CPU memory as they are to be stored.
-std::optional<std::uint64_t> dense_address(const ItemSource& source) {
-  if (const auto* bytes = std::get_if<SharedBytes>(&source)) {
-    return reinterpret_cast<std::uintptr_t>(bytes->span().data());
-  }
-  const TensorView& view = std::get<TensorView>(source);
-  if (view.device != DeviceType::kCpu || !view.is_contiguous()) return std::nullopt;
-  return reinterpret_cast<std::uintptr_t>(view.data);
+std::optional<std::uint64_t> dense_address(const Item& item) {
+  if (item.view == nullptr) return reinterpret_cast<std::uintptr_t>(item.bytes->span().data());
+  if (item.view->device != DeviceType::kCpu || !item.view->is_contiguous()) return std::nullopt;
+  return reinterpret_cast<std::uintptr_t>(item.view->data);
 }
 
 class Planner {
@@ -138,12 +176,12 @@ class Planner {
       }
     }
     arrange();
+    plan_.manifest.reserve(state_.containers.size() + state_.leaves.size());
     add_containers();
     for (const FlatLeaf& leaf : state_.leaves) {
       const bool replicated = is_replicated_path(leaf.path);
-      plan_.manifest.add(
-          with_rank(leaf.path),
-          std::visit([&](const auto& node) { return describe(leaf, node, replicated); }, leaf.value->node()));
+      Entry& entry = add_entry(leaf.path);
+      std::visit([&](const auto& node) { entry = describe(leaf, node, replicated); }, leaf.value->node());
     }
     return std::move(plan_);
   }
@@ -182,15 +220,17 @@ class Planner {
   // First pass.
 
   /// The next piece is made of these bytes: those of an item that is known already, or of a new one.
-  void add_piece(ItemSource source, std::uint64_t size, std::string_view serializer, bool is_object) {
-    items_.push_back({leaf_, std::move(source), size, 0, is_object, serializer});
-    const auto [at, is_new] = known_.insert(items_.size() - 1);
-    if (!is_new) items_.pop_back();
-    ++items_[*at].uses;
-    item_of_piece_.push_back(*at);
+  void add_piece(Item item) {
+    item.leaf = leaf_;
+    items_.push_back(item);
+    const std::size_t at = known_.find_or_add_last();
+    if (at + 1 != items_.size()) items_.pop_back();
+    ++items_[at].uses;
+    item_of_piece_.push_back(at);
   }
 
-  void add_piece(TensorView view) {
+  /// `view` outlives the planner.
+  void add_piece(const TensorView& view) {
     const std::uint64_t size = view.nbytes();
     if (size == 0) {
       item_of_piece_.push_back(kNoBytes);
@@ -199,15 +239,17 @@ class Planner {
     if (view.data == nullptr && view.device == DeviceType::kCpu) {
       throw Error(ErrorCode::kInvalidArgument, "the tensor has no memory (is it on the meta device?)");
     }
-    add_piece(std::move(view), size, kBufferProtocol, false);
+    add_piece({.view = &view, .size = size, .serializer = kBufferProtocol});
   }
+
+  void add_part(const TensorView& view, const Box& box) { add_piece(parts_.emplace_back(narrow(view, box))); }
 
   void collect(const TensorView& view) {
     check(view);
     if (view.nbytes() == 0) return;
     const std::vector<Box> chunks = chunks_of(view);
     if (chunks.empty()) add_piece(view);
-    for (const Box& box : chunks) add_piece(narrow(view, box));
+    for (const Box& box : chunks) add_part(view, box);
   }
 
   void collect(const ShardedTensor& tensor) {
@@ -215,7 +257,7 @@ class Planner {
       check(tensor, shard);
       for (Box& box : pieces_of(tensor, shard)) {
         for (std::size_t d = 0; d < box.offsets.size(); ++d) box.offsets[d] -= shard.box.offsets[d];
-        add_piece(narrow(shard.view, box));
+        add_part(shard.view, box);
       }
     }
   }
@@ -223,10 +265,13 @@ class Planner {
   void collect(const EncodedTensor& tensor) {
     check(tensor);
     const EncodedPart& part = tensor.parts[0];
-    add_piece(part.bytes, part.bytes.size(), part.serializer, false);
+    add_piece({.bytes = &part.bytes, .size = part.bytes.size(), .serializer = part.serializer});
   }
 
-  void collect(const Opaque& opaque) { add_piece(opaque.bytes, opaque.bytes.size(), opaque.serializer, true); }
+  void collect(const Opaque& opaque) {
+    add_piece(
+        {.bytes = &opaque.bytes, .size = opaque.bytes.size(), .is_object = true, .serializer = opaque.serializer});
+  }
 
   static void collect(const List&) { throw Error(ErrorCode::kInternal, "a list is not a leaf"); }
   static void collect(const Dict&) { throw Error(ErrorCode::kInternal, "a dict is not a leaf"); }
@@ -244,7 +289,7 @@ class Planner {
   void arrange() {
     wanted_.reserve(items_.size());
     for (const Item& item : items_) {
-      wanted_.push_back({item.size, dense_address(item.source), item.is_object || item.uses > 1});
+      wanted_.push_back({item.size, dense_address(item), item.is_object || item.uses > 1});
     }
     places_ = lay_out(wanted_, options_.slab_bytes, options_.batching);
     std::vector<std::size_t> counts;
@@ -257,11 +302,14 @@ class Planner {
       plan_.objects.back().items.reserve(count);
     }
     for (std::size_t i = 0; i < items_.size(); ++i) {
-      Item& item = items_[i];
+      const Item& item = items_[i];
       WriteObject& object = plan_.objects[places_[i].object];
       object.size = places_[i].offset + item.size;
       if (item.size == 0) continue;  // an opaque leaf without bytes: an empty object
-      object.items.push_back({path_of(item.leaf), std::move(item.source), places_[i].offset, item.size});
+      object.items.push_back({.path = path_of(item.leaf),
+                              .source = item.view == nullptr ? ItemSource(*item.bytes) : ItemSource(*item.view),
+                              .offset = places_[i].offset,
+                              .size = item.size});
     }
     const bool has_empty_piece =
         std::find(item_of_piece_.begin(), item_of_piece_.end(), kNoBytes) != item_of_piece_.end();
@@ -270,12 +318,21 @@ class Planner {
 
   // Second pass.
 
+  Entry& add_entry(const std::string& path) {
+    text_ = rank_;
+    text_ += '/';
+    text_ += path;
+    Entry* const entry = plan_.manifest.try_emplace(text_);
+    if (entry == nullptr) throw Error(ErrorCode::kCorrupt, "the manifest has two entries '" + text_ + "'");
+    return *entry;
+  }
+
   void add_containers() {
     for (const FlatContainer& container : state_.containers) {
       if (container.is_list) {
-        plan_.manifest.add(with_rank(container.path), ListEntry{});
+        add_entry(container.path) = ListEntry{};
       } else {
-        plan_.manifest.add(with_rank(container.path), DictEntry{container.keys, container.ordered});
+        add_entry(container.path) = DictEntry{container.keys, container.ordered};
       }
     }
   }
@@ -339,11 +396,13 @@ class Planner {
   const FlatState& state_;
   const WritePlanOptions& options_;
   std::string rank_;
+  std::string text_;  ///< of add_entry
   std::vector<Glob> globs_;
 
-  std::size_t leaf_ = 0;  ///< the one that is collected
+  std::size_t leaf_ = 0;          ///< the one that is collected
+  std::deque<TensorView> parts_;  ///< of tensors that are not stored whole
   std::vector<Item> items_;
-  std::unordered_set<std::size_t, ItemHash, ItemEqual> known_{0, ItemHash{&items_}, ItemEqual{&items_}};
+  ItemIndex known_{items_};
   std::vector<std::size_t> item_of_piece_;  ///< in order of the pieces; kNoBytes for one without elements
   std::size_t next_piece_ = 0;
 

@@ -114,6 +114,11 @@ Value Snapshot::read_object(const std::string& path, const Value* target, const 
     throw Error(ErrorCode::kEntryNotFound,
                 "'" + path + "' does not begin with a rank; paths are 'RANK/key/sub/path', such as '0/" + path + "'");
   }
+  // Most often the look-up is enough; the view of a large snapshot takes longer to make than this to read.
+  const auto manifest = metadata(options.io.checksums);
+  if (const auto leaf = find_own_leaf(*manifest, rank, inner)) {
+    return read_tree(*storage_, cache_->checksums, std::string(inner), {&*leaf}, target, options);
+  }
   const auto saved = cache_->state(*this, rank, options.io.checksums);
   const std::vector<const ViewEntry*> entries = entries_below(saved->view, inner);
   if (entries.empty() || saved->view.find(inner) == nullptr) {

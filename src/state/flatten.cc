@@ -22,12 +22,17 @@ void check_depth(std::string_view path, int depth) {
   }
 }
 
-void flatten_node(const Value& node, std::string path, int depth, FlatState& out) {
+/// `path` is that of the node; it is the same again afterwards.
+void flatten_node(const Value& node, std::string& path, int depth, FlatState& out) {
   check_depth(path, depth);
+  const std::size_t own = path.size();
   if (const auto* list = node.get_if<List>()) {
     out.containers.push_back({.path = path, .is_list = true, .ordered = false, .keys = {}});
     for (std::size_t i = 0; i < list->items.size(); ++i) {
-      flatten_node(list->items[i], path + "/" + std::to_string(i), depth + 1, out);
+      path += '/';
+      path += std::to_string(i);
+      flatten_node(list->items[i], path, depth + 1, out);
+      path.resize(own);
     }
     return;
   }
@@ -45,11 +50,18 @@ void flatten_node(const Value& node, std::string path, int depth, FlatState& out
     }
     out.containers.push_back(std::move(container));
     for (const auto& [key, child] : dict->items) {
-      flatten_node(child, path + "/" + encode_component(key.text), depth + 1, out);
+      path += '/';
+      if (key.text.find_first_of("%/") == std::string::npos) {
+        path += key.text;
+      } else {
+        path += encode_component(key.text);
+      }
+      flatten_node(child, path, depth + 1, out);
+      path.resize(own);
     }
     return;
   }
-  out.leaves.push_back({.path = std::move(path), .value = &node});
+  out.leaves.push_back({.path = path, .value = &node});
 }
 
 [[noreturn]] void fail(const std::string& path, const std::string& what) {
@@ -59,7 +71,8 @@ void flatten_node(const Value& node, std::string path, int depth, FlatState& out
 }  // namespace
 
 void flatten(const Value& root, const std::string& root_path, FlatState& out) {
-  flatten_node(root, root_path, 0, out);
+  std::string path = root_path;
+  flatten_node(root, path, 0, out);
 }
 
 Inflater::Inflater(const std::string& root_path, std::vector<FlatContainer> containers,
@@ -80,13 +93,17 @@ Inflater::Inflater(const std::string& root_path, std::vector<FlatContainer> cont
   const auto root = index.find(root_path);
   if (root == index.end()) fail(root_path, "is not in the manifest");
   root_ = root->second;
+  std::size_t parent = root_;  // mostly that of the node before, too
   for (std::size_t i = 0; i < nodes_.size(); ++i) {
     if (i == root_) continue;
-    const auto parent = index.find(parent_path(nodes_[i].path));
-    if (parent == index.end() || !nodes_[parent->second].container) {
-      fail(nodes_[i].path, "has no list or dict as its parent");
+    const std::string_view path = parent_path(nodes_[i].path);
+    if (path != nodes_[parent].path) {
+      const auto found = index.find(path);
+      if (found == index.end()) fail(nodes_[i].path, "has no list or dict as its parent");
+      parent = found->second;
     }
-    nodes_[parent->second].children.push_back(i);
+    if (!nodes_[parent].container) fail(nodes_[i].path, "has no list or dict as its parent");
+    nodes_[parent].children.push_back(i);
   }
   for (Node& node : nodes_) arrange(node);
   check_depth(root_, 0);
@@ -120,7 +137,19 @@ void Inflater::arrange_list(Node& node) {
   node.children = std::move(order);
 }
 
+bool Inflater::has_order_of_keys(const Node& node) const {
+  const std::vector<Key>& keys = node.container->keys;
+  if (keys.size() != node.children.size()) return false;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    // A '%' or '/' would need a look at the escapes; without them a key is its component, and no two paths are equal.
+    if (last_component(nodes_[node.children[i]].path) != keys[i].text) return false;
+    if (keys[i].text.find('%') != std::string::npos) return false;
+  }
+  return true;
+}
+
 void Inflater::arrange_dict(Node& node) {
+  if (has_order_of_keys(node)) return;
   std::unordered_map<std::string, std::size_t> by_key;
   by_key.reserve(node.children.size());
   for (const std::size_t child : node.children) {

@@ -61,6 +61,7 @@ class Inflater {
   void arrange(Node& node);
   void arrange_list(Node& node);
   void arrange_dict(Node& node);
+  [[nodiscard]] bool has_order_of_keys(const Node& node) const;
   void check_depth(std::size_t index, int depth) const;
   Value build_node(std::size_t index, std::vector<Value>& leaves);
 
