@@ -36,6 +36,7 @@ LocationSizes object_sizes(const SnapshotMetadata& metadata, Storage& storage, c
 struct EntryInfo {
   std::string path;            ///< "RANK/key/sub/path", as in the manifest; "RANK" for all of a rank
   std::string type;            ///< as in the manifest ("Tensor", "dict", "int"); "rank" for all of a rank
+  bool container = false;      ///< a rank, dict or list
   std::size_t level = 0;       ///< 0 for a rank, 1 for a key, …
   std::optional<DType> dtype;  ///< of a tensor
   Dims shape;                  ///< of a tensor; the whole one, also if ranks share it

@@ -36,7 +36,8 @@ EntryInfo describe(const std::string& path, const Entry& entry, const LocationSi
   info.type = entry_type_name(entry);
   info.level = static_cast<std::size_t>(std::count(path.begin(), path.end(), '/'));
   info.replicated = is_replicated(entry);
-  if (is_container(entry)) return info;
+  info.container = is_container(entry);
+  if (info.container) return info;
   info.leaves = 1;
   if (const auto* primitive = std::get_if<PrimitiveEntry>(&entry)) info.value = primitive_text(*primitive);
   if (const auto* object = std::get_if<ObjectEntry>(&entry)) {
@@ -124,6 +125,7 @@ class Tree {
     index_.emplace(path, index);
     if (nodes_[index].info.level == 0) {
       nodes_[index].info.type = "rank";
+      nodes_[index].info.container = true;
       ranks_.push_back(index);
     } else {
       const std::size_t parent = node_of(std::string(parent_path(path)));

@@ -50,9 +50,7 @@ SnapshotSummary summarize(const Snapshot& snapshot, const std::stop_token& stop)
 
   const LocationSizes sizes = object_sizes(*metadata, storage, stop);
   for (const EntryInfo& entry : list_entries(*metadata, sizes)) {
-    const bool is_leaf = entry.leaves == 1 && entry.type != "rank" && metadata->manifest.find(entry.path) != nullptr &&
-                         !is_container(*metadata->manifest.find(entry.path));
-    if (!is_leaf) continue;
+    if (entry.container) continue;
     const auto [rank, logical] = split_rank(entry.path);
     add(summary.leaves, entry.bytes);
     add(summary.by_rank[rank], entry.bytes);
