@@ -51,13 +51,22 @@ struct CommandLine {
   std::function<int()> run;
 };
 
+/// A check that the help does not name: the text of the option says what it takes.
+CLI::Validator unnamed(const CLI::Validator& check) {
+  return CLI::Validator(check).description("");
+}
+
+CLI::Validator one_of(const std::vector<std::string>& choices) {
+  return unnamed(CLI::IsMember(choices));
+}
+
 CLI::App* add_command(CLI::App& app, CommandLine& line, const std::string& name, const std::string& text,
                       const std::string& examples, std::function<int()> run) {
   CLI::App* command = app.add_subcommand(name, text);
   command->footer("Examples:\n" + examples);
   command->add_flag("--json", line.common.json, "Write JSON, for machines");
   command->add_option("--color", line.color, "Colours: auto, always or never")
-      ->check(CLI::IsMember({"auto", "always", "never"}))
+      ->check(one_of({"auto", "always", "never"}))
       ->type_name("WHEN");
   command->add_option("-o,--option", line.storage_options, "An option of the storage, KEY=VALUE; may be repeated")
       ->type_name("KEY=VALUE")
@@ -68,7 +77,7 @@ CLI::App* add_command(CLI::App& app, CommandLine& line, const std::string& name,
 
 void add_threads(CLI::App* command, CommandLine& line) {
   command->add_option("-j,--threads", line.common.threads, "Reads in flight at once (16)")
-      ->check(CLI::Range(1, 1024))
+      ->check(unnamed(CLI::Range(1, 1024)))
       ->type_name("N");
 }
 
@@ -83,12 +92,14 @@ void add_commands(CLI::App& app, CommandLine& line) {
   ls->add_option("--dtype", line.ls.dtypes, "Only tensors of this dtype; may be repeated")
       ->type_name("DTYPE")
       ->expected(1);
-  ls->add_option("-r,--rank", line.ls.rank, "Only what this rank saved")->check(CLI::NonNegativeNumber)->type_name("N");
-  ls->add_option("-d,--depth", line.ls.depth, "Show N levels: 1 is the keys")
-      ->check(CLI::NonNegativeNumber)
+  ls->add_option("-r,--rank", line.ls.rank, "Only what this rank saved")
+      ->check(unnamed(CLI::NonNegativeNumber))
       ->type_name("N");
-  ls->add_option("--sort", line.ls.sort, "Order: as saved, by name, or largest first")
-      ->check(CLI::IsMember({"saved", "name", "size"}))
+  ls->add_option("-d,--depth", line.ls.depth, "Show N levels: 1 is the keys")
+      ->check(unnamed(CLI::NonNegativeNumber))
+      ->type_name("N");
+  ls->add_option("--sort", line.ls.sort, "Order: saved (as in the program), name, or size (largest first)")
+      ->check(one_of({"saved", "name", "size"}))
       ->type_name("ORDER");
   ls->add_flag("--flat", line.ls.flat, "One line for each leaf, with its whole path");
   ls->add_flag("--names", line.ls.names, "Only the paths of the leaves");
@@ -109,7 +120,7 @@ void add_commands(CLI::App& app, CommandLine& line) {
       ->required()
       ->type_name("");
   cat->add_option("-n,--first", line.cat.first, "How many elements to show (8)")
-      ->check(CLI::Range(0, 1'000'000))
+      ->check(unnamed(CLI::Range(0, 1'000'000)))
       ->type_name("N");
   cat->add_option("--npy", line.cat.npy, "Write the tensor as a numpy file; - is standard output")->type_name("FILE");
   cat->add_flag("--raw", line.cat.raw, "Write the stored bytes to standard output")->excludes("--npy");
@@ -131,10 +142,10 @@ void add_commands(CLI::App& app, CommandLine& line) {
   diff->add_option("B", line.diff.b, "The one to compare it with")->required()->type_name("");
   diff->add_option("PATTERN", line.diff.patterns, kPatternHelp)->type_name("");
   diff->add_option("--rtol", line.diff.rtol, "Floats are equal when |a - b| <= atol + rtol * |b|")
-      ->check(CLI::NonNegativeNumber)
+      ->check(unnamed(CLI::NonNegativeNumber))
       ->type_name("X");
   diff->add_option("--atol", line.diff.atol, "See --rtol; without both, bytes are compared")
-      ->check(CLI::NonNegativeNumber)
+      ->check(unnamed(CLI::NonNegativeNumber))
       ->type_name("X");
   add_threads(diff, line);
 
@@ -245,7 +256,7 @@ int run(int argc, char** argv) {
   completion->footer("Examples:\n  source <(torchsnapshot completion bash)\n  torchsnapshot completion man | man -l -");
   completion->add_option("SHELL", line.shell, "bash, zsh, fish, or man")
       ->required()
-      ->check(CLI::IsMember({"bash", "zsh", "fish", "man"}))
+      ->check(one_of({"bash", "zsh", "fish", "man"}))
       ->type_name("");
   completion->callback([&] {
     line.run = [&] {

@@ -17,13 +17,19 @@
 namespace torchsnapshot::cli {
 namespace {
 
-std::string number_text(double number) {
+template <typename Real>
+std::string shortest(Real number) {
   std::array<char, 32> text{};
   const auto end = std::to_chars(text.data(), text.data() + text.size(), number).ptr;
   return {text.data(), static_cast<std::size_t>(end - text.data())};
 }
 
-std::string number_text(const Number& number) {
+/// With as few digits as tell the number apart from its neighbours in the dtype (or in float32, for narrower ones).
+std::string number_text(const Number& number, DType dtype) {
+  const bool is_double = dtype == DType::kFloat64 || dtype == DType::kComplex128;
+  const auto number_text = [is_double](double real) {
+    return is_double ? shortest(real) : shortest(static_cast<float>(real));
+  };
   if (const auto* complex = std::get_if<std::complex<double>>(&number)) {
     return number_text(complex->real()) + (std::signbit(complex->imag()) ? "" : "+") + number_text(complex->imag()) +
            "j";
@@ -107,15 +113,16 @@ void show_tensor(Output& out, const TensorSummary& summary) {
   line("dtype", std::string(dtype_name(summary.dtype)));
   line("shape", shape + "]");
   line("elements", std::to_string(summary.elements) + ", " + format_bytes(summary.bytes));
-  if (summary.minimum) line("min", number_text(*summary.minimum));
-  if (summary.maximum) line("max", number_text(*summary.maximum));
-  if (summary.mean) line("mean", number_text(*summary.mean));
+  if (summary.minimum) line("min", number_text(*summary.minimum, summary.dtype));
+  if (summary.maximum) line("max", number_text(*summary.maximum, summary.dtype));
+  if (summary.mean) line("mean", number_text(*summary.mean, DType::kFloat64));
   if (!summary.first.empty()) {
     line("NaN", summary.nans == 0 ? "0" : out.red(std::to_string(summary.nans)));
     line("infinite", summary.infinities == 0 ? "0" : out.red(std::to_string(summary.infinities)));
     line("zero", std::to_string(summary.zeros));
     std::string first;
-    for (const Number& number : summary.first) first += (first.empty() ? "" : ", ") + number_text(number);
+    for (const Number& number : summary.first)
+      first += (first.empty() ? "" : ", ") + number_text(number, summary.dtype);
     line("first", first + (summary.first.size() < summary.elements ? ", …" : ""));
   }
 }

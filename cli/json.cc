@@ -75,6 +75,10 @@ void Json::separate() {
 }
 
 void Json::indent() {
+  if (one_line_) {
+    if (out_.back() == ',') out_ += ' ';
+    return;
+  }
   out_ += '\n';
   out_.append(2 * empty_.size(), ' ');
 }

@@ -37,9 +37,13 @@ class Json {
   }
   template <typename T>
   Json& value(const std::vector<T>& items) {
+    constexpr bool kOnOneLine = !std::is_same_v<T, std::string>;
     begin_array();
+    one_line_ = kOnOneLine;
     for (const T& item : items) value(item);
-    return end_array();
+    end_array();
+    one_line_ = false;
+    return *this;
   }
   template <typename T>
   Json& member(std::string_view name, const T& content) {
@@ -60,6 +64,7 @@ class Json {
   std::string out_;
   std::vector<bool> empty_;  // for each open bracket: nothing in it yet
   bool after_key_ = false;
+  bool one_line_ = false;  // within a list of numbers
 };
 
 }  // namespace torchsnapshot::cli
