@@ -81,6 +81,11 @@ void add_threads(CLI::App* command, CommandLine& line) {
       ->type_name("N");
 }
 
+void add_no_verify(CLI::App* command, CommandLine& line) {
+  command->add_flag("!--no-verify", line.common.verify,
+                    "Look at what is there even if its checksums say that it is damaged");
+}
+
 void add_commands(CLI::App& app, CommandLine& line) {
   CLI::App* ls = add_command(app, line, "ls", "List what is in a snapshot, as a tree",
                              "  torchsnapshot ls /ckpt/step-100\n"
@@ -125,6 +130,7 @@ void add_commands(CLI::App& app, CommandLine& line) {
   cat->add_option("--npy", line.cat.npy, "Write the tensor as a numpy file; - is standard output")->type_name("FILE");
   cat->add_flag("--raw", line.cat.raw, "Write the stored bytes to standard output")->excludes("--npy");
   add_threads(cat, line);
+  for (CLI::App* command : {ls, info, cat}) add_no_verify(command, line);
 
   CLI::App* verify = add_command(app, line, "verify", "Check that every byte is what was written",
                                  "  torchsnapshot verify /ckpt/step-100\n"
@@ -148,6 +154,7 @@ void add_commands(CLI::App& app, CommandLine& line) {
       ->check(unnamed(CLI::NonNegativeNumber))
       ->type_name("X");
   add_threads(diff, line);
+  add_no_verify(diff, line);
 
   CLI::App* rm = add_command(app, line, "rm", "Remove a snapshot",
                              "  torchsnapshot rm /ckpt/step-100\n  torchsnapshot rm -y s3://bucket/ckpt",
@@ -230,6 +237,7 @@ int tell(const CommandLine& line, const char* code, const std::string& message) 
 IoOptions io_options(const Common& common, ProgressBar& bar) {
   IoOptions io;
   io.io_concurrency = common.threads;
+  io.checksums = common.verify;
   io.on_progress = [&bar](const Progress& progress) { bar.show(progress.bytes_done, progress.bytes_total); };
   io.on_notice = [&bar](const std::string& message) {
     bar.clear();

@@ -138,7 +138,7 @@ void write_tensor(Json& json, const TensorSummary& summary) {
 
 int run_cat(const Common& common, const CatOptions& options) {
   const Snapshot snapshot(options.url, common.storage);
-  const auto metadata = snapshot.metadata();
+  const auto metadata = snapshot.metadata(common.verify);
   const std::string path = resolve_entry(*metadata, options.path);
   const Entry& entry = *metadata->manifest.find(path);
   ProgressBar bar("cat");

@@ -51,6 +51,7 @@ std::string describe(const Output& out, const Difference& difference) {
 int run_diff(const Common& common, const DiffCommandOptions& options) {
   const Snapshot a(options.a, common.storage);
   const Snapshot b(options.b, common.storage);
+  for (const Snapshot* snapshot : {&a, &b}) static_cast<void>(snapshot->metadata(common.verify));
   ProgressBar bar("diff");
   DiffOptions diff_options;
   diff_options.io = io_options(common, bar);

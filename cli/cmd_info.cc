@@ -76,6 +76,7 @@ std::string checksum_text(const Output& out, const SnapshotSummary& summary) {
 
 int run_info(const Common& common, const InfoOptions& options) {
   const Snapshot snapshot(options.url, common.storage);
+  static_cast<void>(snapshot.metadata(common.verify));
   const SnapshotSummary summary = summarize(snapshot);
   Output out(common.color);
   if (common.json) {

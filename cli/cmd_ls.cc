@@ -71,9 +71,9 @@ std::string_view name_of(std::string_view path) {
 int run_ls(const Common& common, const LsOptions& options) {
   const ListOptions list = list_options(options);
   const Snapshot snapshot(options.url, common.storage);
-  const auto metadata = snapshot.metadata();
+  const auto metadata = snapshot.metadata(common.verify);
   std::vector<EntryInfo> entries =
-      list_entries(*metadata, options.names ? ObjectSizes{} : object_sizes(*metadata, *snapshot.storage()), list);
+      list_entries(*metadata, options.names ? LocationSizes{} : object_sizes(*metadata, *snapshot.storage()), list);
   if (options.flat || options.names) {
     std::erase_if(entries, [](const EntryInfo& entry) { return entry.container; });
     if (options.sort == "size") {

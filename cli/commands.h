@@ -26,6 +26,7 @@ struct Common {
   ColorMode color = ColorMode::kAuto;
   StorageOptions storage;
   std::uint32_t threads = 16;
+  bool verify = true;  ///< what is read by its checksums
 };
 
 struct LsOptions {

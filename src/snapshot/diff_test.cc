@@ -4,8 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include "snapshot/testing_inspect.h"
 #include "snapshot/stored_tensor.h"
+#include "snapshot/testing_inspect.h"
 #include "storage/testing.h"
 #include "torchsnapshot/inspect.h"
 

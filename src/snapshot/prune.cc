@@ -29,6 +29,7 @@
 #include "snapshot/take_objects.h"
 #include "storage/location.h"
 #include "torchsnapshot/error.h"
+#include "torchsnapshot/inspect.h"
 #include "torchsnapshot/manifest.h"
 
 namespace torchsnapshot {
@@ -175,6 +176,35 @@ bool is_plain(const std::string& location) {
   }
 }
 
+/// A list for the report; empty where the storage can't list.
+std::vector<ObjectInfo> list_if_possible(Storage& storage, const std::string& prefix) {
+  try {
+    return storage.list_objects(prefix);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kUnsupported) throw;
+    return {};
+  }
+}
+
+/// The metadata of the snapshot to remove. With `force` also one whose seal is broken, and nothing for one that makes
+/// no sense at all.
+std::optional<SnapshotMetadata> metadata_to_remove(Storage& storage, bool force) {
+  for (const bool verify : {true, false}) {
+    try {
+      return load_metadata(storage, {}, verify);
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::kNotFound) {
+        throw Error(ErrorCode::kNotASnapshot,
+                    "there is no snapshot at " + storage.url() + ": it has no " + std::string(kMetadataName));
+      }
+      if (!force || (error.code() != ErrorCode::kCorrupt && error.code() != ErrorCode::kUnsupported)) {
+        throw error.with_context("what belongs to the snapshot can't be told, so nothing is removed");
+      }
+    }
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 PruneReport prune(Storage& storage, const PruneOptions& options) {
@@ -203,47 +233,31 @@ PruneReport prune(Storage& storage, const PruneOptions& options) {
 
 RemoveReport remove_snapshot(Storage& storage, bool force, bool dry_run) {
   const std::string name(kMetadataName);
+  const auto metadata = metadata_to_remove(storage, force);
+  RemoveReport report;
   std::vector<std::string> locations;
-  try {
-    const SnapshotMetadata metadata = load_metadata(storage, {}, true);
-    const Referred referred = referred_by(metadata);
+  if (metadata) {
+    const Referred referred = referred_by(*metadata);
     for (const std::string& location : referred.locations) {
       if (is_plain(location)) locations.push_back(location);
     }
+    for (const auto& [location, size] : object_sizes(*metadata, storage)) report.bytes += size;
     for (const std::string& id : referred.take_ids) {
-      try {
-        for (std::string& sidecar : storage.list(std::string(kSidecarFolder) + id + "/")) {
-          locations.push_back(std::move(sidecar));
-        }
-      } catch (const Error& error) {
-        if (error.code() != ErrorCode::kUnsupported) throw;  // a storage that can't list
+      for (ObjectInfo& sidecar : list_if_possible(storage, std::string(kSidecarFolder) + id + "/")) {
+        report.bytes += sidecar.size.value_or(0);
+        locations.push_back(std::move(sidecar.location));
       }
-    }
-  } catch (const Error& error) {
-    if (error.code() == ErrorCode::kNotFound) {
-      throw Error(ErrorCode::kNotASnapshot, "there is no snapshot at " + storage.url() + ": it has no " + name);
-    }
-    if (!force || (error.code() != ErrorCode::kCorrupt && error.code() != ErrorCode::kUnsupported)) {
-      throw error.with_context("what belongs to the snapshot can't be told, so nothing is removed");
     }
   }
-  RemoveReport report;
+  for (const ObjectInfo& object : list_if_possible(storage, name)) {
+    if (object.location == name) report.bytes += object.size.value_or(0);
+  }
   report.objects = locations.size() + 1;
-  std::vector<std::string> wanted = locations;
-  wanted.push_back(name);
-  const std::set<std::string, std::less<>> all(wanted.begin(), wanted.end());
-  try {
-    for (const std::string_view prefix : {std::string_view(name), kSidecarFolder, kDataFolder}) {
-      for (const ObjectInfo& object : storage.list_objects(std::string(prefix))) {
-        if (all.contains(object.location)) {
-          report.bytes += object.size.value_or(0);
-        } else if (!owner_of(object.location).empty()) {
-          ++report.remaining;
-        }
-      }
+  const std::set<std::string_view> all(locations.begin(), locations.end());
+  for (const std::string_view prefix : {kSidecarFolder, kDataFolder}) {
+    for (const ObjectInfo& object : list_if_possible(storage, std::string(prefix))) {
+      if (!owner_of(object.location).empty() && !all.contains(object.location)) ++report.remaining;
     }
-  } catch (const Error& error) {
-    if (error.code() != ErrorCode::kUnsupported) throw;
   }
   if (dry_run) return report;
   storage.remove(std::span(&name, 1));

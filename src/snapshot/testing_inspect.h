@@ -12,7 +12,8 @@
 
 #include "integrity/block_checksums.h"
 #include "integrity/checksum_sidecar.h"
-#include "snapshot/checksum_store.h"
+#include "pipeline/checksum_store.h"
+#include "snapshot/take_objects.h"
 #include "torchsnapshot/snapshot.h"
 
 namespace torchsnapshot {
@@ -53,14 +54,14 @@ inline std::vector<std::string> objects_of(Storage& storage) {
   return all;
 }
 
-/// Writes the sidecar of what is there now.
+/// Writes the sidecar of what is there now, in small blocks.
 inline void write_sidecar(Storage& storage, std::uint64_t block_bytes = kMinChecksumBlockBytes) {
   std::map<std::string, ChecksumTables> sidecars;
   for (const std::string& location : objects_of(storage)) {
     const std::string content = storage.read_all(location, UINT64_MAX, {});
     ChecksumBuilder builder(content.size(), block_bytes);
     builder.add(0, std::as_bytes(std::span(content)));
-    sidecars[checksum_location(location)].emplace(location, builder.finish());
+    sidecars[*checksum_location_of(location)].emplace(location, builder.finish());
   }
   for (const auto& [location, tables] : sidecars) storage.publish(location, serialize_checksums(tables));
 }

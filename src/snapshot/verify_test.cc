@@ -172,7 +172,6 @@ TEST(Verify, TreesThatDoNotGoTogetherAreFindings) {
 
 TEST(Verify, ObjectsThatCannotBeReadAreFindings) {
   const Taken taken;
-  // Calls: metadata, one sidecar; then of each of the two objects open and read. Whatever fails, nothing crashes.
   int unreadable = 0;
   for (std::int64_t fail_at = 0; fail_at < 20; ++fail_at) {
     FaultyStorage faulty(taken.storage, fail_at);
