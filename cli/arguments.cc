@@ -70,7 +70,7 @@ CLI::App* add_command(CLI::App& app, CommandLine& line, const std::string& name,
       ->type_name("WHEN");
   command->add_option("-o,--option", line.storage_options, "An option of the storage, KEY=VALUE; may be repeated")
       ->type_name("KEY=VALUE")
-      ->expected(1);
+      ->allow_extra_args(false);
   command->callback([&line, run = std::move(run)] { line.run = run; });
   return command;
 }
@@ -82,8 +82,9 @@ void add_threads(CLI::App* command, CommandLine& line) {
 }
 
 void add_no_verify(CLI::App* command, CommandLine& line) {
-  command->add_flag("!--no-verify", line.common.verify,
-                    "Look at what is there even if its checksums say that it is damaged");
+  command->add_flag_callback(
+      "--no-verify", [&line] { line.common.verify = false; },
+      "Look at what is there even if its checksums say that it is damaged");
 }
 
 void add_commands(CLI::App& app, CommandLine& line) {
@@ -96,7 +97,7 @@ void add_commands(CLI::App& app, CommandLine& line) {
   ls->add_option("PATTERN", line.ls.patterns, kPatternHelp)->type_name("");
   ls->add_option("--dtype", line.ls.dtypes, "Only tensors of this dtype; may be repeated")
       ->type_name("DTYPE")
-      ->expected(1);
+      ->allow_extra_args(false);
   ls->add_option("-r,--rank", line.ls.rank, "Only what this rank saved")
       ->check(unnamed(CLI::NonNegativeNumber))
       ->type_name("N");

@@ -29,6 +29,14 @@ std::uint64_t stored_bytes(const TensorEntry& tensor, const LocationSizes& sizes
   return size_of(sizes, tensor.location);
 }
 
+std::optional<DType> dtype_of(const Entry& entry) {
+  if (const auto* tensor = std::get_if<TensorEntry>(&entry)) return tensor->dtype;
+  if (const auto* chunked = std::get_if<ChunkedTensorEntry>(&entry)) return chunked->dtype;
+  const auto* sharded = std::get_if<ShardedTensorEntry>(&entry);
+  return sharded != nullptr && !sharded->shards.empty() ? std::optional(sharded->shards.front().tensor.dtype)
+                                                        : std::nullopt;
+}
+
 /// Everything of the entry that needs no other entry.
 EntryInfo describe(const std::string& path, const Entry& entry, const LocationSizes& sizes) {
   EntryInfo info;
@@ -50,13 +58,10 @@ EntryInfo describe(const std::string& path, const Entry& entry, const LocationSi
   for (const ShardEntry& piece : pieces) {
     info.bytes += stored_bytes(piece.tensor, sizes);
     info.serializer = piece.tensor.serializer;
-    info.dtype = piece.tensor.dtype;
   }
+  info.dtype = dtype_of(entry);
   if (const auto* tensor = std::get_if<TensorEntry>(&entry)) info.shape = tensor->shape;
-  if (const auto* chunked = std::get_if<ChunkedTensorEntry>(&entry)) {
-    info.dtype = chunked->dtype;
-    info.shape = chunked->shape;
-  }
+  if (const auto* chunked = std::get_if<ChunkedTensorEntry>(&entry)) info.shape = chunked->shape;
   return info;
 }
 
@@ -89,12 +94,10 @@ class Tree {
   };
 
   bool is_wanted(const std::string& path, const Entry& entry) const {
-    if (!options_.dtypes.empty()) {
-      const std::vector<ShardEntry> pieces = stored_pieces(entry);
-      if (pieces.empty() || std::find(options_.dtypes.begin(), options_.dtypes.end(), pieces.front().tensor.dtype) ==
-                                options_.dtypes.end()) {
-        return false;
-      }
+    const auto& dtypes = options_.dtypes;
+    if (!dtypes.empty()) {
+      const auto dtype = dtype_of(entry);
+      if (!dtype || std::find(dtypes.begin(), dtypes.end(), *dtype) == dtypes.end()) return false;
     }
     return filter_.matches(path);
   }
