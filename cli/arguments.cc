@@ -203,8 +203,8 @@ Describe describe(const CLI::App& app) {
       }
       std::string name = option->get_single_name();
       if (option->get_items_expected_max() > 1) name += "...";
-      if (!option->get_required()) name = "[" + name + "]";
-      described.positionals += (described.positionals.empty() ? "" : " ") + name;
+      if (!described.positionals.empty()) described.positionals += ' ';
+      described.positionals += option->get_required() ? name : "[" + name + "]";
     }
     program.commands.push_back(std::move(described));
   }
