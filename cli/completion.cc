@@ -108,9 +108,10 @@ std::string zsh(const Describe& program) {
           if (c == '[' || c == ']' || c == ':') text += '\\';
           text += c;
         }
-        std::string spec = name + "[" + text + "]";
+        std::string spec = name;
+        spec.append("[").append(text).append("]");
         if (!option.value.empty()) {
-          spec += ":" + option.value + ":";
+          spec.append(":").append(option.value).append(":");
           for (const std::string& choice : option.choices)
             spec += (choice == option.choices.front() ? "(" : " ") + choice;
           spec += option.choices.empty() ? (option.value == "FILE" ? "_files" : "") : ")";
