@@ -1,6 +1,5 @@
 #include "snapshot/take_marker.h"
 
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +7,7 @@
 #include <cerrno>
 #include <charconv>
 #include <climits>
+#include <csignal>
 #include <fstream>
 #include <iterator>
 #include <utility>

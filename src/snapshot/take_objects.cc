@@ -19,6 +19,13 @@ bool is_hex(char c) noexcept {
   return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
 }
 
+Error lacks(std::string_view sidecar, std::string_view object) {
+  std::string message("'");
+  message.append(sidecar).append("' has no checksums for the object '").append(object);
+  message.append("' that the manifest names: one of them was changed after the take");
+  return {ErrorCode::kCorrupt, message};
+}
+
 }  // namespace
 
 std::string_view take_id_of(std::string_view location, std::string_view folder) noexcept {
@@ -41,10 +48,7 @@ LoadedChecksums load_all_checksums(Storage& storage, std::span<const std::string
       ChecksumTables tables = parse_checksums(storage.read_all(sidecar, kMaxSidecarBytes, stop), sidecar);
       for (const std::string& object : objects) {
         if (tables.contains(object)) continue;
-        loaded.problems.push_back(
-            {sidecar, Error(ErrorCode::kCorrupt, "'" + sidecar + "' has no checksums for the object '" + object +
-                                                     "' that the manifest names: one of "
-                                                     "them was changed after the take")});
+        loaded.problems.push_back({sidecar, lacks(sidecar, object)});
       }
       loaded.tables.merge(tables);
     } catch (const Error& error) {
