@@ -1,9 +1,10 @@
-# cmake -DSOURCE=python/torchsnapshot -DDEST=build/…/python/torchsnapshot -DEXTENSION=…/_core….so -P LinkPackage.cmake
-# Makes DEST the importable package: links to everything in SOURCE and to the extension, nothing else.
+# cmake -DSOURCE=python/torchsnapshot -DDEST=build/…/python/torchsnapshot -DEXTENSION=…/_core….so [-DCOMMAND=…/torchsnapshot]
+#       -P LinkPackage.cmake
+# Makes DEST the importable package: links to everything in SOURCE, to the extension and to the command, nothing else.
 file(MAKE_DIRECTORY ${DEST})
 file(GLOB present LIST_DIRECTORIES true RELATIVE ${DEST} ${DEST}/*)
 file(GLOB wanted LIST_DIRECTORIES true ${SOURCE}/*)
-list(APPEND wanted ${EXTENSION})
+list(APPEND wanted ${EXTENSION} ${COMMAND})
 foreach(path ${wanted})
   cmake_path(GET path FILENAME name)
   if(name STREQUAL "__pycache__")

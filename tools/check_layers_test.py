@@ -28,6 +28,7 @@ GOOD = {
     "src/exec/pool_test.cc": '#include "gtest/gtest.h"\n#include <rapidcheck.h>\n#include "exec/testing.h"\n',
     "src/exec/testing.h": "#include <nlohmann/json.hpp>\n",
     "src/top/top.cc": '#include "core/x.h"\n#include "exec/pool.h"\n  #  include "torchsnapshot/a.h"\n',
+    "cli/ls.cc": '#include <CLI/CLI.hpp>\n#include "cli/x.h"\n#include "core/x.h"\n#include "torchsnapshot/a.h"\n',
     "python/bindings/module.cc": '#include <nanobind/nanobind.h>\n#include "bindings/m.h"\n#include "core/x.h"\n',
 }
 
@@ -72,6 +73,7 @@ class CheckLayersTest(unittest.TestCase):
             "gtest in the product": ("src/core/y.cc", "#include <gtest/gtest.h>\n", "for tests only"),
             "test header in the product": ("src/top/y.cc", '#include "exec/testing.h"\n', "for tests only"),
             "undeclared layer": ("src/net/http.h", "", "src/net: no layer of this name"),
+            "command": ("cli/ls.cc", '#include "exec/pool.h"\n', "layer cli includes"),
             "bindings": ("python/bindings/m.cc", '#include "nowhere/m.h"\n', "is of no layer"),
         }
         for name, (path, text, expected) in cases.items():

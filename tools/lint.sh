@@ -28,7 +28,7 @@ lint_layers() {
 # Tests are left out: macros of gtest set off too many checks.
 lint_tidy() {
   tools/build.sh dev --configure-only  # the compile commands
-  cpp_files | grep -E '^(src|python/bindings)/.*\.cc$' | grep -v '_test\.cc$' |
+  cpp_files | grep -E '^(src|cli|python/bindings)/.*\.cc$' | grep -v '_test\.cc$' |
     xargs -P "$JOBS" -n 1 clang-tidy -p build/dev --quiet --warnings-as-errors='*' 2> >(grep -v 'warnings generated' >&2)
 }
 

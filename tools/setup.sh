@@ -32,7 +32,7 @@ collect() {
   works "${PYTHON:-python3}" --version || missing+=(python3 python3-venv python3-dev)
   # Debian splits its Python; others come whole.
   if [[ $(readlink -f "$(command -v "${PYTHON:-python3}")") == /usr/bin/* ]]; then need python3-venv python3-dev; fi
-  need ccache libyaml-cpp-dev liburing-dev libgtest-dev libgmock-dev librapidcheck-dev nlohmann-json3-dev
+  need ccache libcli11-dev libyaml-cpp-dev liburing-dev libgtest-dev libgmock-dev librapidcheck-dev nlohmann-json3-dev
   if $lint; then
     works clang-format --version || missing+=(clang-format)
     works clang-tidy --version || missing+=(clang-tidy)

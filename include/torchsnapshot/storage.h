@@ -2,6 +2,7 @@
 // and passes the conformance suite src/storage/conformance.h.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -47,6 +48,14 @@ class ObjectReader {
   virtual void read(std::uint64_t offset, std::span<std::byte> out) = 0;
 };
 
+/// What a listing says of an object.
+struct ObjectInfo {
+  std::string location;
+  std::optional<std::uint64_t> size;
+  /// When its content was last written, by the storage's clock.
+  std::optional<std::chrono::system_clock::time_point> modified;
+};
+
 /// A place with named objects under one root (the snapshot's path). Locations are bytes, relative, with '/'
 /// between components; "a//./b" is "a/b". One that leaves the root is refused with Error(kCorrupt) before
 /// anything else happens. Blocking and thread-safe. Errors are Error, and name root, location and
@@ -81,8 +90,8 @@ class Storage {
   virtual std::vector<std::optional<std::uint64_t>> sizes(std::span<const std::string> locations,
                                                           std::stop_token stop) = 0;
 
-  /// Makes every finished object reachable after a power cut (fs: syncs the new directories). When it has
-  /// failed once for want of the disk it fails for good: what was lost can't be known.
+  /// Makes every finished object reachable after a power cut, and every removed one gone (fs: syncs the folders). When
+  /// it has failed once for want of the disk it fails for good: what was lost can't be known.
   virtual void sync() = 0;
   /// Atomically creates or replaces a small object; durable when it returns, and so is all that sync() covers.
   /// Readers see the old content or the new, never a mixture. After a failure it is one of the two.
@@ -91,6 +100,9 @@ class Storage {
   /// Locations of all objects below the root that start with `prefix`, sorted by bytes; none when the root
   /// isn't there. On a file system those of unfinished objects too, and what a crash left.
   virtual std::vector<std::string> list(const std::string& prefix) = 0;
+  /// The same objects with sizes and times, where the backend can tell them without reading. One that disappears
+  /// meanwhile is left out. The implementation here asks list() and sizes(), and knows no times.
+  virtual std::vector<ObjectInfo> list_objects(const std::string& prefix);
   /// Removes objects (missing ones are no error), and folders that this leaves empty, but not the root. Goes on
   /// after a failure, and throws the first one.
   virtual void remove(std::span<const std::string> locations) = 0;

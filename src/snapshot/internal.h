@@ -47,4 +47,7 @@ struct Snapshot::Cache {
   ChecksumStore checksums;
 };
 
+/// Whether the metadata in `storage`, which was read and found right, has a seal (manifest/metadata_seal.h).
+bool has_seal(Storage& storage, const std::stop_token& stop);
+
 }  // namespace torchsnapshot

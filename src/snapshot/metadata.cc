@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -19,6 +21,15 @@ SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop, bo
   } catch (const Error& error) {
     throw error.with_context(storage.url() + "/" + name);
   }
+}
+
+bool has_seal(Storage& storage, const std::stop_token& stop) {
+  constexpr std::uint64_t kHeadBytes = 256;  // the version comes first
+  const std::string name(kMetadataName);
+  const std::uint64_t size = storage.sizes(std::span(&name, 1), stop).front().value_or(0);
+  std::string head(std::min(size, kHeadBytes), '\0');
+  storage.open(name, stop)->read(0, std::as_writable_bytes(std::span(head)));
+  return head.find("+crc32c.") != std::string::npos;
 }
 
 Snapshot::Snapshot(const std::string& url, const StorageOptions& storage_options)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -86,6 +87,34 @@ TEST_P(StorageConformance, BlocksFromSeveralThreads) {
   }
   threads.clear();
   EXPECT_TRUE(read_back == content);
+}
+
+TEST_P(StorageConformance, ListingsTellSizesAndTimes) {
+  EXPECT_TRUE(storage_->list_objects("").empty());
+  put(*storage_, "data/two", "22");
+  put(*storage_, "data/one", "");
+  storage_->publish("top", "three");
+  const auto objects = storage_->list_objects("");
+  ASSERT_EQ(objects.size(), 3U);
+  const std::vector<std::pair<std::string, std::uint64_t>> expected{{"data/one", 0}, {"data/two", 2}, {"top", 5}};
+  // Another machine's clock may tell the time of a storage.
+  const auto now = std::chrono::system_clock::now();
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(objects[i].location, expected[i].first);
+    EXPECT_EQ(objects[i].size.value_or(expected[i].second), expected[i].second);
+    EXPECT_LT(std::chrono::abs(now - objects[i].modified.value_or(now)), std::chrono::hours(1));
+  }
+  const auto some = storage_->list_objects("data/t");
+  ASSERT_EQ(some.size(), 1U);
+  EXPECT_EQ(some[0].location, "data/two");
+}
+
+TEST_P(StorageConformance, RemovalsCanBeMadeDurable) {
+  put(*storage_, "data/a/one", "1");
+  storage_->sync();
+  storage_->remove(Strings{"data/a/one"});
+  storage_->sync();
+  EXPECT_EQ(storage_->list(""), Strings{});
 }
 
 TEST_P(StorageConformance, ObjectsOfZeroBytes) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <system_error>
@@ -175,6 +176,20 @@ std::uint64_t FsRoot::size_of(const std::string& location) const {
     fail(error == ENOTDIR && !root_is_no_folder() ? ENOENT : error, "stat", location);
   }
   return checked_size(info, location);
+}
+
+std::optional<ObjectInfo> FsRoot::info_of(std::string location) const {
+  struct stat info {};
+  if (sys_->stat(path_of(location).c_str(), &info) != 0) {
+    const int error = errno;
+    if (error == ENOENT || (error == ENOTDIR && !root_is_no_folder())) return std::nullopt;
+    fail(error, "stat", location);
+  }
+  if (!S_ISREG(info.st_mode)) return std::nullopt;
+  const auto since_epoch = std::chrono::seconds(info.st_mtim.tv_sec) + std::chrono::nanoseconds(info.st_mtim.tv_nsec);
+  return ObjectInfo{std::move(location), static_cast<std::uint64_t>(info.st_size),
+                    std::chrono::system_clock::time_point(
+                        std::chrono::duration_cast<std::chrono::system_clock::duration>(since_epoch))};
 }
 
 std::uint64_t FsRoot::checked_size(const struct stat& info, std::string_view location) const {

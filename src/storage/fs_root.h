@@ -14,6 +14,7 @@
 
 #include "storage/posix.h"
 #include "torchsnapshot/error.h"
+#include "torchsnapshot/storage.h"
 
 namespace torchsnapshot {
 
@@ -36,11 +37,13 @@ class FsRoot {
   FileDescriptor open_file_for_read(const std::string& location, std::uint64_t& size) const;
   /// The size of an object. Throws as open_file_for_read.
   [[nodiscard]] std::uint64_t size_of(const std::string& location) const;
+  /// Size and time of an object; nothing when there is none any more.
+  [[nodiscard]] std::optional<ObjectInfo> info_of(std::string location) const;
   /// Every object below the folder `start` ("": the root); none when the folder isn't there. Symbolic links to folders
   /// are not entered.
   [[nodiscard]] std::vector<std::string> list_below(const std::string& start) const;
 
-  /// Remembers for sync_folders() that the object has a new name.
+  /// Remembers for sync_folders() that the object's name is new, or gone.
   void note_new_name(const std::string& location);
   /// Makes the names of all files created or noted so far, and of their folders, durable.
   void sync_folders();

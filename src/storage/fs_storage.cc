@@ -110,6 +110,14 @@ class FsStorage final : public Storage {
     return objects;
   }
 
+  std::vector<ObjectInfo> list_objects(const std::string& prefix) override {
+    std::vector<ObjectInfo> objects;
+    for (std::string& location : list(prefix)) {
+      if (auto info = root_->info_of(std::move(location))) objects.push_back(std::move(*info));
+    }
+    return objects;
+  }
+
   // Goes on after a failure, and throws the first one at the end.
   void remove(std::span<const std::string> locations) override {
     std::vector<std::string> normal;
@@ -117,7 +125,10 @@ class FsStorage final : public Storage {
     for (const std::string& location : locations) normal.push_back(normalize_location(location));
     std::optional<Error> first;
     for (const std::string& location : normal) {
-      if (root_->sys()->unlink(root_->path_of(location).c_str()) == 0) continue;
+      if (root_->sys()->unlink(root_->path_of(location).c_str()) == 0) {
+        root_->note_new_name(location);
+        continue;
+      }
       const int error = errno;
       // ENOTDIR and EISDIR: there is no object of that name either.
       if (error == ENOENT || error == ENOTDIR || error == EISDIR || first) continue;

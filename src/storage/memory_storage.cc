@@ -1,6 +1,7 @@
 // Objects in memory. A finished object never changes; publish puts another in its place, so readers keep what they
 // opened.
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -20,6 +21,7 @@ struct Object {
   const std::uint64_t size;
   const std::unique_ptr<std::byte[]> bytes;
   bool finished = false;  ///< guarded by the place's mutex; before, only its writer knows the object
+  std::chrono::system_clock::time_point modified = std::chrono::system_clock::now();  ///< likewise
 };
 
 /// The objects of one name, shared by all storages that opened it.
@@ -77,6 +79,7 @@ class MemoryWriter final : public ObjectWriter {
     check_stop(stop_, "finish", name_);
     const std::lock_guard lock(place_->mutex);
     object_->finished = true;
+    object_->modified = std::chrono::system_clock::now();
   }
 
  private:
@@ -165,12 +168,19 @@ class MemoryStorage final : public Storage {
 
   std::vector<std::string> list(const std::string& prefix) override {
     std::vector<std::string> locations;
+    for (ObjectInfo& object : list_objects(prefix)) locations.push_back(std::move(object.location));
+    return locations;
+  }
+
+  std::vector<ObjectInfo> list_objects(const std::string& prefix) override {
+    std::vector<ObjectInfo> objects;
     const std::lock_guard lock(place_->mutex);
     for (auto item = place_->objects.lower_bound(prefix);
          item != place_->objects.end() && item->first.starts_with(prefix); ++item) {
-      if (item->second->finished) locations.push_back(item->first);
+      const Object& object = *item->second;
+      if (object.finished) objects.push_back({item->first, object.size, object.modified});
     }
-    return locations;
+    return objects;
   }
 
   void remove(std::span<const std::string> locations) override {

@@ -35,6 +35,13 @@ fi
 configure -S tests/install/find_package -B "$work/find_package" -DCMAKE_PREFIX_PATH="$work/moved"
 build_and_run find_package "$work/find_package"
 
+echo "install-test: the command"
+"$work/moved/bin/torchsnapshot" verify "$work/find_package-snapshot"
+for file in bash-completion/completions/torchsnapshot zsh/site-functions/_torchsnapshot \
+            fish/vendor_completions.d/torchsnapshot.fish man/man1/torchsnapshot.1; do
+  [[ -s $work/moved/share/$file ]] || { echo "install-test: share/$file is not installed"; exit 1; }
+done
+
 echo "install-test: add_subdirectory"
 configure -S tests/install/add_subdirectory -B "$work/add_subdirectory"
 build_and_run add_subdirectory "$work/add_subdirectory"

@@ -1,0 +1,62 @@
+#include "snapshot/take_objects.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <utility>
+
+#include "pipeline/checksum_store.h"
+
+namespace torchsnapshot {
+namespace {
+
+constexpr std::size_t kTakeIdDigits = 32;
+/// Far above any real sidecar (4 bytes for each MiB of data).
+constexpr std::uint64_t kMaxSidecarBytes = 4ULL << 30;
+
+bool is_hex(char c) noexcept {
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+}
+
+Error lacks(std::string_view sidecar, std::string_view object) {
+  std::string message("'");
+  message.append(sidecar).append("' has no checksums for the object '").append(object);
+  message.append("' that the manifest names: one of them was changed after the take");
+  return {ErrorCode::kCorrupt, message};
+}
+
+}  // namespace
+
+std::string_view take_id_of(std::string_view location, std::string_view folder) noexcept {
+  if (!location.starts_with(folder)) return {};
+  location.remove_prefix(folder.size());
+  if (location.size() <= kTakeIdDigits || location[kTakeIdDigits] != '/') return {};
+  const std::string_view id = location.substr(0, kTakeIdDigits);
+  return std::all_of(id.begin(), id.end(), is_hex) ? id : std::string_view{};
+}
+
+LoadedChecksums load_all_checksums(Storage& storage, std::span<const std::string> locations,
+                                   const std::stop_token& stop) {
+  std::map<std::string, std::vector<std::string>> sidecars;  // with their objects
+  for (const std::string& location : locations) {
+    if (auto sidecar = checksum_location_of(location)) sidecars[*std::move(sidecar)].push_back(location);
+  }
+  LoadedChecksums loaded;
+  for (const auto& [sidecar, objects] : sidecars) {
+    try {
+      ChecksumTables tables = parse_checksums(storage.read_all(sidecar, kMaxSidecarBytes, stop), sidecar);
+      for (const std::string& object : objects) {
+        if (tables.contains(object)) continue;
+        loaded.problems.push_back({sidecar, lacks(sidecar, object)});
+      }
+      loaded.tables.merge(tables);
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::kCancelled) throw;
+      if (error.code() != ErrorCode::kNotFound) loaded.problems.push_back({sidecar, error});
+    }
+  }
+  return loaded;
+}
+
+}  // namespace torchsnapshot
