@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <map>
+#include <mutex>
 #include <set>
 
 #include "storage/conformance.h"
@@ -65,7 +66,7 @@ class FaultySys final : public PretendSys {
     error = [this, has_rings](std::string_view name) {
       if (name == "make_ring" && !has_rings) return EPERM;
       if (off_ || calls_++ != number_) return 0;
-      failed_ = name;
+      failed_ = name;  // one thread gets here
       return errno_of_it_;
     };
   }
@@ -75,7 +76,7 @@ class FaultySys final : public PretendSys {
  private:
   const int number_;
   const int errno_of_it_;
-  int calls_ = 0;
+  std::atomic<int> calls_ = 0;
   bool off_ = false;
   std::string failed_;
 };
@@ -194,15 +195,16 @@ class NamedFaults final : public HookedSys {
   int before(const char* name) override {
     if (name != name_) return 0;
     ++calls_;
-    return left_-- > 0 ? error_ : 0;
+    return left_ > 0 && left_-- > 0 ? error_ : 0;
   }
+  void fail_next(int count) { left_ = count; }
   [[nodiscard]] int calls() const { return calls_; }
 
  private:
   const std::string name_;
   const int error_;
-  int left_;
-  int calls_ = 0;
+  std::atomic<int> left_;
+  std::atomic<int> calls_ = 0;
 };
 
 TEST(FsFaults, AFailedFdatasyncIsNotRepeated) {
@@ -229,6 +231,31 @@ TEST(FsFaults, AFailedFolderSyncStaysFailed) {
   }
 }
 
+TEST(FsFaults, ManyFoldersOneOfThemLost) {
+  const TemporaryFolder folder;
+  const auto sys = std::make_shared<NamedFaults>("fsync", ENOSPC, 1);
+  const auto storage = make_fs_storage(folder.path().native(), sys);
+  for (int i = 0; i < 20; ++i) put(*storage, std::to_string(i) + "/x", "1");
+  for (int i = 0; i < 2; ++i) {
+    expect_error(ErrorCode::kNoSpace, {"fsync of the folder", folder.path().native()}, [&] { storage->sync(); });
+  }
+  EXPECT_GE(sys->calls(), 1);
+  EXPECT_LE(sys->calls(), 21);
+}
+
+TEST(FsFaults, AFolderThatCannotBeOpenedMayBeSyncedLater) {
+  const TemporaryFolder folder;
+  const auto sys = std::make_shared<NamedFaults>("open", EMFILE, 0);
+  const auto storage = make_fs_storage(folder.path().native(), sys);
+  for (int i = 0; i < 20; ++i) put(*storage, std::to_string(i) + "/x", "1");
+  sys->fail_next(3);
+  expect_error(ErrorCode::kIo, {"open the folder"}, [&] { storage->sync(); });
+  sys->fail_next(0);
+  const int before = sys->calls();
+  storage->sync();
+  EXPECT_GE(sys->calls() - before, 21);  // those that had been synced once more too
+}
+
 TEST(FsFaults, AFailedCloseIsReported) {
   const TemporaryFolder folder;
   const auto storage = make_fs_storage(folder.path().native(), std::make_shared<NamedFaults>("close", EIO, 1));
@@ -253,20 +280,21 @@ class RecordingSys final : public Sys {
  public:
   int open(const char* path, int flags, mode_t mode) override {
     const int fd = Sys::open(path, flags, mode);
+    const std::lock_guard lock(mutex_);
     if (fd >= 0) paths_[fd] = path;
     events.push_back("open " + std::string(path));
     return fd;
   }
   ssize_t pwrite(int fd, const void* data, std::size_t size, off_t offset) override {
-    events.push_back("write " + paths_[fd]);
+    note("write", fd);
     return Sys::pwrite(fd, data, size, offset);
   }
   int fsync(int fd) override {
-    events.push_back("fsync " + paths_[fd]);
+    note("fsync", fd);
     return Sys::fsync(fd);
   }
   int fdatasync(int fd) override {
-    events.push_back("fdatasync " + paths_[fd]);
+    note("fdatasync", fd);
     return Sys::fdatasync(fd);
   }
   int rename(const char* from, const char* to) override {
@@ -286,6 +314,12 @@ class RecordingSys final : public Sys {
   Strings events;
 
  private:
+  void note(const std::string& verb, int fd) {
+    const std::lock_guard lock(mutex_);
+    events.push_back(verb + " " + paths_[fd]);
+  }
+
+  std::mutex mutex_;  // folders are synced by several threads
   std::map<int, std::string> paths_;
 };
 

@@ -1,6 +1,7 @@
 #include "storage/fs_ladder.h"
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -189,9 +190,10 @@ void FsLadder::fall(DirectDevice& device, Rung rung, const std::string& why) {
 std::shared_ptr<TransferPool> FsLadder::pool() {
   const std::lock_guard lock(mutex_);
   auto pool = pool_.lock();
-  if (!pool) {
+  if (!pool || pool_owner_ != ::getpid()) {  // in a forked child what the parent's threads had out never comes back
     pool = std::make_shared<TransferPool>(sys_);
     pool_ = pool;
+    pool_owner_ = ::getpid();
   }
   return pool;
 }

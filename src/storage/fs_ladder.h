@@ -68,6 +68,7 @@ class FsLadder {
   /// the mode insists on a higher one.
   void fall(DirectDevice& device, Rung rung, const std::string& why);
 
+  /// What transfers work with. There is one for all objects that are open in this process.
   std::shared_ptr<TransferPool> pool();
 
   /// The rung in use, "" while that is not decided.
@@ -87,6 +88,7 @@ class FsLadder {
   std::vector<std::pair<dev_t, std::shared_ptr<DirectDevice>>> devices_;
   std::vector<std::string> notices_;
   std::weak_ptr<TransferPool> pool_;
+  pid_t pool_owner_ = 0;
   std::mutex decide_mutex_;  // one decision at a time
 };
 

@@ -56,7 +56,10 @@ class FsRoot {
 
  private:
   void make_folder(const std::string& path, const std::string& location);
-  void sync_folder(const std::string& path);
+  void sync_all(const std::vector<std::string>& paths);
+  /// Makes one folder's names durable. Returns the error of an fsync, after which there is no second chance; throws
+  /// others.
+  [[nodiscard]] std::optional<Error> sync_folder(const std::string& path) const;
   [[nodiscard]] bool root_is_no_folder() const noexcept;
   [[nodiscard]] std::uint64_t checked_size(const struct stat& info, std::string_view location) const;
   void list_folder(FileDescriptor fd, const std::string& folder, std::vector<std::string>& objects,

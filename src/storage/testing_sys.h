@@ -47,16 +47,13 @@ class HookedSys : public Sys {
   }
   int fallocate(int fd, off_t size) override { return fails("fallocate") ? -1 : Sys::fallocate(fd, size); }
   int ftruncate(int fd, off_t size) override { return fails("ftruncate") ? -1 : Sys::ftruncate(fd, size); }
-  int start_writeback(int fd, off_t offset, off_t size) override {
-    return fails("start_writeback") ? -1 : Sys::start_writeback(fd, offset, size);
-  }
-  int wait_writeback(int fd, off_t offset, off_t size) override {
-    return fails("wait_writeback") ? -1 : Sys::wait_writeback(fd, offset, size);
-  }
+  // The disk itself is not under test.
+  int start_writeback(int, off_t, off_t) override { return fails("start_writeback") ? -1 : 0; }
+  int wait_writeback(int, off_t, off_t) override { return fails("wait_writeback") ? -1 : 0; }
   int drop_cache(int fd, off_t offset, off_t size) override {
     return fails("drop_cache") ? -1 : Sys::drop_cache(fd, offset, size);
   }
-  int fsync(int) override { return fails("fsync") ? -1 : 0; }  // the disk itself is not under test
+  int fsync(int) override { return fails("fsync") ? -1 : 0; }
   int fdatasync(int) override { return fails("fdatasync") ? -1 : 0; }
   int fstat(int fd, struct stat* info) override { return fails("fstat") ? -1 : Sys::fstat(fd, info); }
   int stat(const char* path, struct stat* info) override { return fails("stat") ? -1 : Sys::stat(path, info); }
