@@ -174,7 +174,7 @@ TEST_P(Trial, WithMoreAlignment) {
 }
 
 TEST_P(Trial, Fails) {
-  sys_ = std::make_shared<Picky>(8192);
+  sys_ = std::make_shared<Picky>(std::size_t{1} << 40);  // no address will do
   const auto storage = open();
   try_it(*storage);
   EXPECT_TRUE(get(*storage, "x") == kContent);
