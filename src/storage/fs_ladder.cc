@@ -25,8 +25,7 @@ bool is_power_of_two(std::size_t value) noexcept {
 
 Rung highest(IoMode mode) noexcept {
   if (mode == IoMode::kBuffered) return Rung::kBuffered;
-  if (mode == IoMode::kDirect || (mode == IoMode::kAuto && !is_uring_built_in())) return Rung::kDirect;
-  return Rung::kUring;
+  return mode == IoMode::kDirect ? Rung::kDirect : Rung::kUring;
 }
 
 Rung lowest(IoMode mode) noexcept {
@@ -89,6 +88,8 @@ std::shared_ptr<DirectDevice> FsLadder::decide(int fd, const std::string& path, 
     const auto rings = pool();
     if (auto ring = rings->take_ring()) {
       rings->give_back(std::move(ring));
+    } else if (errno == ENOSYS && !is_uring_built_in() && tuning_.mode == IoMode::kAuto) {
+      device->rung = Rung::kDirect;  // told when it was built
     } else {
       fall(*device, Rung::kDirect, "io_uring_setup: " + error_text(errno));
     }

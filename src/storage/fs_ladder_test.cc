@@ -58,7 +58,6 @@ class Ladder : public testing::Test {
 };
 
 TEST_F(Ladder, TheTop) {
-  if (!is_uring_built_in()) GTEST_SKIP() << "built without liburing";
   const auto storage = open();
   EXPECT_EQ(storage->io_path(), "");
   EXPECT_TRUE(use(*storage).empty());
@@ -69,12 +68,10 @@ TEST_F(Ladder, WithoutRings) {
   sys_->error = [](auto call) { return call == "make_ring" ? EPERM : 0; };
   const auto storage = open();
   const Strings notices = use(*storage);
-  if (is_uring_built_in()) {
-    ASSERT_EQ(notices.size(), 1U);
-    EXPECT_EQ(notices[0], storage->url() +
-                              ": io_uring can't be used here (io_uring_setup: Operation not permitted); threads do the "
-                              "same work, nearly as fast");
-  }
+  ASSERT_EQ(notices.size(), 1U);
+  EXPECT_EQ(notices[0], storage->url() +
+                            ": io_uring can't be used here (io_uring_setup: Operation not permitted); threads do the "
+                            "same work, nearly as fast");
   EXPECT_EQ(storage->io_path(), "threads + O_DIRECT");
   expect_error(ErrorCode::kUnsupported, {"io_uring_setup", "'io'"}, [&] { put(*open(IoMode::kUring), "x", kContent); });
   EXPECT_TRUE(use(*open(IoMode::kDirect)).empty());
