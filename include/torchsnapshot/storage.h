@@ -113,10 +113,11 @@ using StorageOptions = std::map<std::string, std::string>;
 
 /// The file system below `root`; the folder is made by the first create or publish.
 /// Option "io": how the data of objects of 256 KiB and more moves.
-///   "auto" (default)  the first of the following that works, decided once per device; a notice tells of each that doesn't
-///   "uring"           direct I/O, several transfers per thread at once by io_uring
-///   "direct"          direct I/O, one transfer per thread at once
-///   "buffered"        the page cache
+/// - "auto", the default: the first of the following that works, decided once per device; each that doesn't is a notice
+/// - "uring": direct I/O, several transfers per thread at once by io_uring
+/// - "direct": direct I/O, one transfer per thread at once
+/// - "buffered": the page cache
+///
 /// With "uring" and "direct" it is an Error(kUnsupported) when that does not work. A key that is not known, or a value,
 /// is an Error(kInvalidArgument) that lists the known ones.
 std::shared_ptr<Storage> open_fs_storage(const std::string& root, const StorageOptions& options = {});
