@@ -39,6 +39,9 @@ format: setup-lint  ## bring the sources into shape
 stubs: dev  ## renew the kept stub of the extension
 	cp build/dev/python-build/_core.pyi python/torchsnapshot/_core.pyi
 
+fuzz: setup-lint  ## the fuzzers, 10 minutes each
+	@tools/fuzz.sh 600
+
 install-test: setup  ## programs that use the installed C++ library, and the sources as a subproject
 	@tests/install/cpp.sh
 
@@ -62,4 +65,4 @@ bench: setup-bench  ## measurements against peers and limits (BENCH="few_large s
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist demo-out
 
-.PHONY: help setup setup-lint setup-bench dev release test asan tsan lint format stubs install-test wheel-test wheel demo bench clean
+.PHONY: help setup setup-lint setup-bench dev release test asan tsan fuzz lint format stubs install-test wheel-test wheel demo bench clean

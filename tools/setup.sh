@@ -36,6 +36,7 @@ collect() {
   if $lint; then
     works clang-format --version || missing+=(clang-format)
     works clang-tidy --version || missing+=(clang-tidy)
+    need clang libclang-rt-dev  # for the fuzzers
   fi
   if $bench; then need fio libbenchmark-dev; fi
 }

@@ -32,8 +32,8 @@ struct TakeOptions {
   std::uint64_t slab_bytes = 128ULL << 20;
   /// False: each tensor gets an object of its own.
   bool batching = true;
-  /// Of async_take: called on a thread of the engine when the take has ended, with the error that ended it or null. It must
-  /// not throw, nor wait for the take. Without it, a failure that nobody asked for is a notice.
+  /// Of async_take: called on a thread of the engine when the take has ended, with the error that ended it or null. It
+  /// must not throw, nor wait for the take. Without it, a failure that nobody asked for is a notice.
   std::function<void(const std::exception_ptr& error)> on_end;
 };
 
@@ -91,10 +91,10 @@ class Snapshot {
                        const StorageOptions& storage_options = {});
   static Snapshot take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options = {});
 
-  /// As take, but returns once the content is fixed: every tensor has been copied into buffers under the memory budget (what
-  /// exceeds it, written), so that `app` may change at once. The rest goes on on threads of the engine. Wrong arguments
-  /// throw here; what fails later comes from the result. The buffers stay for the next call (release_staging_memory).
-  /// IoOptions::poll is called in here only; the other observers until the take has ended.
+  /// As take, but returns once the content is fixed: every tensor has been copied into buffers under the memory budget
+  /// (what exceeds it, written), so that `app` may change at once. The rest goes on on threads of the engine. Wrong
+  /// arguments throw here; what fails later comes from the result. The buffers stay for the next call
+  /// (release_staging_memory). IoOptions::poll is called in here only; the other observers until the take has ended.
   static PendingSnapshot async_take(const std::string& url, const AppState& app, const TakeOptions& options = {},
                                     const StorageOptions& storage_options = {});
   static PendingSnapshot async_take(std::shared_ptr<Storage> storage, const AppState& app,
@@ -129,8 +129,8 @@ class Snapshot {
 };
 
 /// A take that goes on by itself. Copies refer to the same take. When the last one goes, it waits for the take to end;
-/// a failure that nobody asked for is then a notice. Takes to one place commit in the order in which they were begun. In a
-/// forked child it is of no use: wait() throws. Thread-safe.
+/// a failure that nobody asked for is then a notice. Takes to one place commit in the order in which they were begun.
+/// In a forked child it is of no use: wait() throws. Thread-safe.
 class PendingSnapshot {
  public:
   /// Where the snapshot will be.
@@ -141,7 +141,8 @@ class PendingSnapshot {
   [[nodiscard]] bool wait_for(std::chrono::milliseconds timeout) const;
   /// Blocks until the take has ended, and returns the snapshot, or throws what ended the take; every time.
   Snapshot wait() const;
-  /// Tells the take to stop. It ends soon, with Error(kCancelled) and without a snapshot, unless it was committed before.
+  /// Tells the take to stop. It ends soon, with Error(kCancelled) and without a snapshot, unless it was committed
+  /// before.
   void cancel() const;
 
  private:

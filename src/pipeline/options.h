@@ -4,10 +4,14 @@
 #include <cstdint>
 
 #include "torchsnapshot/io_options.h"
+#include "torchsnapshot/storage.h"
 
 namespace torchsnapshot {
 
 /// The memory budget that `options` asks for.
 std::uint64_t budget_or_default(const IoOptions& options);
+
+/// Hands what the storage has to tell to the observer.
+void pass_on_notices(Storage& storage, const IoOptions& options);
 
 }  // namespace torchsnapshot

@@ -9,6 +9,7 @@
 
 #include "core/path_codec.h"
 #include "manifest/primitive.h"
+#include "pipeline/options.h"
 #include "pipeline/read_pipeline.h"
 #include "snapshot/internal.h"
 #include "torchsnapshot/error.h"
@@ -260,6 +261,7 @@ void StateReader::read(Storage& storage, const IoOptions& io, ChecksumStore& che
     throw error.with_context("tensors of the target may hold a mixture of old and restored values");
   }
   meter.finish();
+  pass_on_notices(storage, io);
 }
 
 void StateReader::place_blobs(const std::vector<std::optional<SharedBytes>>& bytes) {

@@ -22,6 +22,7 @@
 #include "integrity/checksum_sidecar.h"
 #include "manifest/metadata_seal.h"
 #include "pipeline/checksum_store.h"
+#include "pipeline/options.h"
 #include "snapshot/internal.h"
 #include "state/flatten.h"
 #include "torchsnapshot/error.h"
@@ -168,6 +169,7 @@ void TakeJob::stage() {
 std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
   const std::vector<std::string> obsolete = step([this] {
     write_checksums(pipeline_->finish());
+    pass_on_notices(*storage_, io_);
     pipeline_.reset();
     plan_ = {};
     storage_->sync();
