@@ -34,7 +34,9 @@ at::Generator cuda_generator(std::int64_t device) {
   return at::globalContext().defaultGenerator(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(device)));
 }
 
-std::int64_t cuda_devices() { return at::hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0; }
+std::int64_t cuda_devices() {
+  return at::hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
+}
 
 /// Asking must not start CUDA in a process that does without it.
 bool uses_cuda() {
@@ -50,7 +52,8 @@ class RngAdapter final : public Adapter {
     StateDict state{{std::string(kCpu), state_of(at::detail::getDefaultCPUGenerator())}};
     if (!uses_cuda()) return state;
     c10::List<at::Tensor> devices;
-    for (std::int64_t device = 0; device < cuda_devices(); ++device) devices.push_back(state_of(cuda_generator(device)));
+    for (std::int64_t device = 0; device < cuda_devices(); ++device)
+      devices.push_back(state_of(cuda_generator(device)));
     state.set(kCuda, devices);
     return state;
   }
@@ -94,15 +97,19 @@ void AppState::add(Item item) {
     if (key == item.key_) throw Error(ErrorCode::kInvalidArgument, "the app state has the key '" + key + "' twice");
     const Adapter* other = adapter_of(*stateful);
     if (adapter != nullptr && adapter->is_rng() && other != nullptr && other->is_rng()) {
-      throw Error(ErrorCode::kInvalidArgument, "the app state has two RNGStates, '" + key + "' and '" + item.key_ +
-                                                   "': keep one of them");
+      throw Error(ErrorCode::kInvalidArgument,
+                  "the app state has two RNGStates, '" + key + "' and '" + item.key_ + "': keep one of them");
     }
   }
   items_.emplace_back(std::move(item.key_), std::move(item.stateful_));
 }
 
-std::shared_ptr<Stateful> detail::wrap_values(StateDict& values) { return std::make_shared<ValuesAdapter>(values); }
+std::shared_ptr<Stateful> detail::wrap_values(StateDict& values) {
+  return std::make_shared<ValuesAdapter>(values);
+}
 
-std::shared_ptr<Stateful> detail::wrap_rng() { return std::make_shared<RngAdapter>(); }
+std::shared_ptr<Stateful> detail::wrap_rng() {
+  return std::make_shared<RngAdapter>();
+}
 
 }  // namespace torchsnapshot::libtorch

@@ -19,7 +19,8 @@ namespace {
 at::Tensor part_of(const TensorView& view) {
   const at::Tensor owner = tensor_of(view).detach();
   const auto* begin = static_cast<const std::byte*>(owner.const_data_ptr());
-  const std::int64_t offset = owner.storage_offset() + (view.data - begin) / static_cast<std::int64_t>(owner.itemsize());
+  const std::int64_t offset =
+      owner.storage_offset() + (view.data - begin) / static_cast<std::int64_t>(owner.itemsize());
   return owner.as_strided(view.shape, view.strides, offset);
 }
 

@@ -19,8 +19,7 @@ bool same_quantizer(const at::Tensor& a, const at::Tensor& b) {
   if (a.qscheme() == at::kPerTensorAffine || a.qscheme() == at::kPerTensorSymmetric) {
     return a.q_scale() == b.q_scale() && a.q_zero_point() == b.q_zero_point();
   }
-  return a.q_per_channel_axis() == b.q_per_channel_axis() &&
-         a.q_per_channel_scales().equal(b.q_per_channel_scales()) &&
+  return a.q_per_channel_axis() == b.q_per_channel_axis() && a.q_per_channel_scales().equal(b.q_per_channel_scales()) &&
          a.q_per_channel_zero_points().equal(b.q_per_channel_zero_points());
 }
 
@@ -46,9 +45,13 @@ c10::IValue typed_list(std::vector<c10::IValue> items) {
 
 }  // namespace
 
-bool is_skipped(const Value& value) noexcept {
-  const auto* opaque = value.get_if<Opaque>();
-  return opaque != nullptr && !opaque->owner;
+/// True for a child that is to be left out; decode() has noted the path of an object already.
+bool FromValue::skip(const Key& key, const Value& value) {
+  if (const auto* opaque = value.get_if<Opaque>()) return !opaque->owner;
+  const auto* integer = value.get_if<Integer>();
+  if (python_objects_ != PythonObjects::kSkip || integer == nullptr || integer->to_int64()) return false;
+  skipped_.push_back(path() + "/" + encode_component(key.text));
+  return true;
 }
 
 std::string FromValue::path() const {
@@ -92,7 +95,7 @@ StateDict FromValue::convert_state(const std::string& key, const Value& value) {
       throw Error(ErrorCode::kUnsupported, "the state saved under '" + key + "' has the number " + name.text +
                                                " as a key: read it with read_object");
     }
-    if (is_skipped(child)) continue;
+    if (skip(name, child)) continue;
     components_.push_back(encode_component(name.text));
     state.set(name.text, convert_node(child));
     components_.pop_back();
@@ -122,6 +125,10 @@ c10::IValue FromValue::convert_node(const Value& value) {
   if (const auto* integer = value.get_if<Integer>()) {
     const auto number = integer->to_int64();
     if (!number) {
+      if (python_objects_ == PythonObjects::kSkip) {  // in a list: None takes its place
+        skipped_.push_back(path());
+        return {};
+      }
       throw Error(ErrorCode::kUnsupported,
                   "'" + path() + "' is an integer of more than 64 bits, which C++ can't have: " + integer->decimal);
     }
@@ -169,7 +176,7 @@ c10::IValue FromValue::convert_dict(const Dict& dict) {
                                       : c10::TypePtr(c10::AnyType::get());
   c10::impl::GenericDict result(type, c10::AnyType::get());
   for (const auto& [key, child] : dict.items) {
-    if (is_skipped(child)) continue;
+    if (skip(key, child)) continue;
     components_.push_back(encode_component(key.text));
     c10::IValue name = key.text;
     if (key.is_int) {

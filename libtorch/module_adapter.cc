@@ -73,8 +73,9 @@ class ModuleAdapter final : public Adapter {
       if (!own.contains(name)) unexpected.push_back(std::move(name));
     }
     if (missing.empty() && unexpected.empty()) return;
-    std::string message = "the module under the key '" + saved.key +
-                          "' is another one than was saved; nothing was changed (strict = false restores what matches):";
+    std::string message =
+        "the module under the key '" + saved.key +
+        "' is another one than was saved; nothing was changed (strict = false restores what matches):";
     if (!missing.empty()) message += "\n  not in the snapshot: " + list_of(std::move(missing));
     if (!unexpected.empty()) message += "\n  not in the module: " + list_of(std::move(unexpected));
     throw Error(ErrorCode::kMismatch, message);

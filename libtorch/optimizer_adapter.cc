@@ -24,9 +24,13 @@ using torch::optim::Optimizer;
 using torch::optim::OptimizerOptions;
 using torch::optim::OptimizerParamState;
 
-[[noreturn]] void fail(ErrorCode code, const std::string& what) { throw Error(code, "optimizer: " + what); }
+[[noreturn]] void fail(ErrorCode code, const std::string& what) {
+  throw Error(code, "optimizer: " + what);
+}
 
-IValue new_dict(const c10::TypePtr& key) { return c10::impl::GenericDict(key, c10::AnyType::get()); }
+IValue new_dict(const c10::TypePtr& key) {
+  return c10::impl::GenericDict(key, c10::AnyType::get());
+}
 
 /// A number of Python's, which may be an int, a float, a bool or a tensor with one element.
 double number_of(const IValue& value, const std::string& name) {
@@ -319,7 +323,8 @@ class OptimizerAdapter final : public Adapter {
       const auto number = leading_number(path.substr(6));
       const Dims* shape = saved_shape(*entry);
       // The numbers are the places in the groups, as every version of Python's state_dict() makes them.
-      if (!number || shape == nullptr || number->first >= parameters.size() || !has_shape_of_parameter(number->second)) {
+      if (!number || shape == nullptr || number->first >= parameters.size() ||
+          !has_shape_of_parameter(number->second)) {
         continue;
       }
       if (parameters[number->first]->sizes() != at::IntArrayRef(*shape)) {
@@ -360,8 +365,8 @@ class OptimizerAdapter final : public Adapter {
   }
 
   static bool has_shape_of_parameter(std::string_view name) {
-    for (const std::string_view known : {"/exp_avg", "/exp_avg_sq", "/max_exp_avg_sq", "/momentum_buffer",
-                                         "/square_avg", "/grad_avg", "/sum"}) {
+    for (const std::string_view known :
+         {"/exp_avg", "/exp_avg_sq", "/max_exp_avg_sq", "/momentum_buffer", "/square_avg", "/grad_avg", "/sum"}) {
       if (name == known) return true;
     }
     return false;

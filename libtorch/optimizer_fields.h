@@ -1,9 +1,9 @@
 // What each optimizer of torch::optim keeps, by Python's names and in Python's order. One description serves saving and
 // loading: a visitor gets each field as a reference that it reads or sets.
 //
-// An option visitor has operator()(name, field) for what both languages have, and python_only(name, default, meaning) for
-// what only Python has. A state visitor has number(), tensor() (of the parameter's shape), free_tensor() (of any shape)
-// and tensors().
+// An option visitor has operator()(name, field) for what both languages have, and python_only(name, default, meaning)
+// for what only Python has. A state visitor has number(), tensor() (of the parameter's shape), free_tensor() (of any
+// shape) and tensors().
 #pragma once
 
 #include <torch/optim/adagrad.h>

@@ -1,7 +1,7 @@
 // A stack machine, as pickle is one. It makes only what is listed here: no name in a pickle is ever looked up anywhere
-// else. A container that has been put into another one is complete: pickles of Python change it no more (but for objects
-// that contain themselves, which are refused), and so neither cycles nor a nesting deeper than kMaxPickleDepth can come
-// about.
+// else. A container that has been put into another one is complete: pickles of Python change it no more (but for
+// objects that contain themselves, which are refused), and so neither cycles nor a nesting deeper than kMaxPickleDepth
+// can come about.
 
 #include <ATen/ops/empty.h>
 #include <c10/core/Storage.h>
@@ -73,7 +73,8 @@ void adopt(Object& parent, Object& child) {
   child.complete = true;
   if (parent.complete) fail("a container is changed after its completion");
   parent.depth = std::max(parent.depth, child.depth + 1);
-  if (parent.depth > kMaxPickleDepth) fail("it is nested more than " + std::to_string(kMaxPickleDepth) + " levels deep");
+  if (parent.depth > kMaxPickleDepth)
+    fail("it is nested more than " + std::to_string(kMaxPickleDepth) + " levels deep");
 }
 
 std::string from_latin1(const std::string& utf8) {
@@ -456,7 +457,8 @@ bool Reader::step() {
     case 'Q':
       persistent_id();
       break;
-    case 'b':  // BUILD: a state for an object; of what is made here only an OrderedDict or a tensor's hooks could have one
+    case 'b':   // BUILD: a state for an object; of what is made here only an OrderedDict or a tensor's hooks could have
+                // one
     case 0x81:  // NEWOBJ
     case 0x92:  // NEWOBJ_EX
     {
@@ -468,9 +470,8 @@ bool Reader::step() {
     case 0x91:  // FROZENSET
       fail_class("a set");
     default:
-      throw Error(ErrorCode::kUnsupported,
-                  "its pickle uses an operation that only Python's own reader knows (" +
-                      std::to_string(static_cast<unsigned char>(text_[position_ - 1])) + ")");
+      throw Error(ErrorCode::kUnsupported, "its pickle uses an operation that only Python's own reader knows (" +
+                                               std::to_string(static_cast<unsigned char>(text_[position_ - 1])) + ")");
   }
   return true;
 }

@@ -1,7 +1,8 @@
 // Schedulers of libtorch as Python's state_dict() of the class of the same name.
 //
 // libtorch gives no access to their state. The members are reached by explicit instantiation, to which the language's
-// access rules do not apply: no cast and no guess at a layout, and a member that a new version renames does not compile.
+// access rules do not apply: no cast and no guess at a layout, and a member that a new version renames does not
+// compile.
 
 #include <torch/optim/schedulers/step_lr.h>
 
@@ -87,9 +88,9 @@ c10::IValue list_of(const std::vector<double>& numbers) {
   return list;
 }
 
-/// libtorch counts the calls of step(), and lowers the rate in the call after a multiple of step_size; Python lowers it in
-/// the call that makes last_epoch a multiple, which starts at 0 in the constructor. So a count of c is what Python has
-/// with last_epoch = c - 1, its _step_count = c: from there on both lower the rate in the same calls.
+/// libtorch counts the calls of step(), and lowers the rate in the call after a multiple of step_size; Python lowers it
+/// in the call that makes last_epoch a multiple, which starts at 0 in the constructor. So a count of c is what Python
+/// has with last_epoch = c - 1, its _step_count = c: from there on both lower the rate in the same calls.
 class LRSchedulerAdapter final : public Adapter {
  public:
   explicit LRSchedulerAdapter(LRScheduler& scheduler)
@@ -139,9 +140,10 @@ class LRSchedulerAdapter final : public Adapter {
     if (const auto* number = value.get_if<double>()) there = *number;
     if (const auto* number = value.get_if<Integer>()) there = static_cast<double>(number->to_int64().value_or(-1));
     if (there != here) {
-      throw Error(ErrorCode::kMismatch, "'" + saved.key + "/" + name + "' is " + std::to_string(there) +
-                                            " in the snapshot and " + std::to_string(here) +
-                                            " here, where it can't be changed: make the scheduler with the saved value");
+      throw Error(ErrorCode::kMismatch,
+                  "'" + saved.key + "/" + name + "' is " + std::to_string(there) + " in the snapshot and " +
+                      std::to_string(here) +
+                      " here, where it can't be changed: make the scheduler with the saved value");
     }
   }
 

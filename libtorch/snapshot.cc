@@ -77,10 +77,12 @@ void check(const SnapshotMetadata& metadata, const Items& items, const RestoreOp
     if (found == saved.end()) continue;
     found->second.entries.emplace(end == path.size() ? std::string_view() : path.substr(end + 1), entry.entry);
     const auto* primitive = std::get_if<PrimitiveEntry>(entry.entry);
-    if (primitive != nullptr && primitive->type == PrimitiveType::kInt &&
-        !Integer(primitive->serialized_value).to_int64()) {
-      throw Error(ErrorCode::kUnsupported, "entry '" + entry.path + "' is an integer of more than 64 bits, which C++ "
-                                               "can't have: " + primitive->serialized_value.substr(0, 40));
+    if (options.python_objects == PythonObjects::kError && primitive != nullptr &&
+        primitive->type == PrimitiveType::kInt && !Integer(primitive->serialized_value).to_int64()) {
+      throw Error(ErrorCode::kUnsupported, "entry '" + entry.path +
+                                               "' is an integer of more than 64 bits, which C++ "
+                                               "can't have: " +
+                                               primitive->serialized_value.substr(0, 40));
     }
   }
   for (std::size_t i = 0; i < items.size(); ++i) {
@@ -108,8 +110,9 @@ std::string inner_path(const std::string& path) {
 /// A view of memory to read into. Throws Error(kInvalidArgument) for what is no plain memory.
 TensorView target_view(const at::Tensor& out) {
   if (!out.defined() || !is_plain(out)) {
-    throw Error(ErrorCode::kInvalidArgument, "the tensor to read into has no plain memory (undefined, meta, sparse, "
-                                             "quantized, or a conj or neg view)");
+    throw Error(ErrorCode::kInvalidArgument,
+                "the tensor to read into has no plain memory (undefined, meta, sparse, "
+                "quantized, or a conj or neg view)");
   }
   return view_of(out, *to_dtype(out.scalar_type()), true);
 }
@@ -133,8 +136,7 @@ std::pair<DType, Dims> type_at(const SnapshotMetadata& metadata, const std::stri
   if (const auto* sharded = std::get_if<ShardedTensorEntry>(entry); sharded != nullptr && !sharded->shards.empty()) {
     return {sharded->shards[0].tensor.dtype, global_shape(*sharded)};
   }
-  throw Error(ErrorCode::kTypeMismatch,
-              "'" + path + "' is no tensor, but a " + std::string(entry_type_name(*entry)));
+  throw Error(ErrorCode::kTypeMismatch, "'" + path + "' is no tensor, but a " + std::string(entry_type_name(*entry)));
 }
 
 }  // namespace
@@ -257,6 +259,17 @@ void Snapshot::read_shard_into(const std::string& path, const std::vector<std::i
     }
     note_change(out);
   });
+}
+
+bool Snapshot::exists() const {
+  const std::string name(kMetadataName);
+  try {
+    (void)core_.storage()->sizes({&name, 1}, {});
+    return true;
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kNotFound) return false;
+    throw;
+  }
 }
 
 StateDict Snapshot::read_state(const std::string& key, const ReadOptions& options) const {

@@ -11,8 +11,8 @@ namespace torchsnapshot::libtorch {
 namespace {
 
 [[noreturn]] void fail(std::string_view key, const std::string& wanted, const c10::IValue& value) {
-  throw Error(ErrorCode::kTypeMismatch,
-              "'" + std::string(key) + "' is " + (value.isNone() ? "None" : "a " + value.tagKind()) + ", not " + wanted);
+  throw Error(ErrorCode::kTypeMismatch, "'" + std::string(key) + "' is " +
+                                            (value.isNone() ? "None" : "a " + value.tagKind()) + ", not " + wanted);
 }
 
 }  // namespace

@@ -138,9 +138,8 @@ Value ToValue::convert_opaque(const c10::IValue& value) {
   opaque.serializer = kTorchSave;
   opaque.type_name = python_type_name(value);
   try {
-    opaque.bytes = SharedBytes::copy_of(value.isTensor() && value.toTensor().defined()
-                                            ? save_tensor_archive(value.toTensor())
-                                            : save_archive(value));
+    opaque.bytes = SharedBytes::copy_of(
+        value.isTensor() && value.toTensor().defined() ? save_tensor_archive(value.toTensor()) : save_archive(value));
   } catch (const Error& error) {
     throw error.with_context("'" + path() + "'");
   }

@@ -69,6 +69,7 @@ class FromValue {
   c10::IValue convert_list(const List& list);
   c10::IValue convert_dict(const Dict& dict);
   c10::IValue convert_tensor(const at::Tensor& tensor, const Value* target);
+  bool skip(const Key& key, const Value& value);
   [[nodiscard]] std::string path() const;
 
   const ToValue& targets_;
@@ -76,8 +77,5 @@ class FromValue {
   std::vector<std::string> components_;
   std::vector<std::string> skipped_;
 };
-
-/// True for a leaf that was skipped.
-bool is_skipped(const Value& value) noexcept;
 
 }  // namespace torchsnapshot::libtorch

@@ -172,8 +172,8 @@ std::shared_ptr<Stateful> wrap(T& object) {
 
 }  // namespace detail
 
-/// What a program saves and restores: objects by key. It refers to them (a module holder, a shared_ptr: shares them), so
-/// they outlive it. Not thread-safe; nothing may change the objects during a take or restore.
+/// What a program saves and restores: objects by key. It refers to them (a module holder, a shared_ptr: shares them),
+/// so they outlive it. Not thread-safe; nothing may change the objects during a take or restore.
 class AppState {
  public:
   /// A key and an object: a torch::nn::Module (or holder, AnyModule, shared_ptr), an optimizer of torch::optim, a
@@ -240,7 +240,7 @@ enum class PythonObjects {
 };
 
 struct RestoreOptions {
-  IoOptions io;
+  IoOptions io = {};
   /// True: a module has to have exactly the saved names, and every key of the app state has to be in the snapshot; else
   /// Error(kMismatch) or Error(kEntryNotFound) before anything was changed. False: what does not match is reported.
   bool strict = true;
@@ -248,7 +248,7 @@ struct RestoreOptions {
 };
 
 struct ReadOptions {
-  IoOptions io;
+  IoOptions io = {};
   PythonObjects python_objects = PythonObjects::kError;
 };
 
@@ -264,14 +264,14 @@ class Snapshot {
   explicit Snapshot(const std::string& url, const StorageOptions& storage_options = {});
   explicit Snapshot(std::shared_ptr<Storage> storage);
 
-  /// Saves the state of every object in `app` and commits it durably. A snapshot already at that place stays valid until
-  /// the new one commits, and is then removed.
+  /// Saves the state of every object in `app` and commits it durably. A snapshot already at that place stays valid
+  /// until the new one commits, and is then removed.
   static Snapshot take(const std::string& url, const AppState& app, const TakeOptions& options = {},
                        const StorageOptions& storage_options = {});
   static Snapshot take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options = {});
 
-  /// Reads the state of every object in `app` back. A tensor with the saved dtype and shape is filled in place, without a
-  /// second copy; one of a module that has another is an Error(kMismatch) that names the path.
+  /// Reads the state of every object in `app` back. A tensor with the saved dtype and shape is filled in place, without
+  /// a second copy; one of a module that has another is an Error(kMismatch) that names the path.
   RestoreReport restore(const AppState& app, const RestoreOptions& options = {}) const;
 
   /// One entry or subtree, by its path with the rank ("0/model/layers.0.weight"), as new objects on the CPU.
@@ -289,6 +289,9 @@ class Snapshot {
   /// The saved state of one key, as new objects on the CPU.
   [[nodiscard]] StateDict read_state(const std::string& key, const ReadOptions& options = {}) const;
 
+  /// True when there is a committed snapshot; whether it can be read is not looked at. Throws when the storage fails.
+  [[nodiscard]] bool exists() const;
+  /// The manifest; read once. Throws Error(kNotASnapshot) when there is none or it can't be read.
   [[nodiscard]] std::shared_ptr<const SnapshotMetadata> metadata() const { return core_.metadata(); }
   /// The engine's handle.
   [[nodiscard]] const torchsnapshot::Snapshot& core() const noexcept { return core_; }
