@@ -1,9 +1,11 @@
 // What this face knows of the objects that torch has: more than a Stateful tells.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "torchsnapshot/manifest.h"
 #include "torchsnapshot/torch.h"
@@ -28,6 +30,20 @@ class Adapter : public Stateful {
   [[nodiscard]] virtual bool is_rng() const noexcept { return false; }
   /// Throws when what is saved can't be taken; nothing has been changed yet.
   virtual void check(const SavedKey& /*saved*/, bool /*strict*/) {}
+};
+
+/// A stateful, and what it refers to.
+class KeepAlive final : public Stateful {
+ public:
+  KeepAlive(std::shared_ptr<void> object, std::shared_ptr<Stateful> stateful)
+      : object_(std::move(object)), stateful_(std::move(stateful)) {}
+  StateDict state_dict() override { return stateful_->state_dict(); }
+  void load_state_dict(const StateDict& state) override { stateful_->load_state_dict(state); }
+  [[nodiscard]] Stateful& inner() const noexcept { return *stateful_; }
+
+ private:
+  std::shared_ptr<void> object_;
+  std::shared_ptr<Stateful> stateful_;
 };
 
 /// The adapter behind a stateful; null when it is the user's own.

@@ -101,8 +101,12 @@ const Dims* saved_shape(const Entry& entry) noexcept {
 }
 
 Adapter* adapter_of(Stateful& stateful) noexcept {
-  if (auto* keeper = dynamic_cast<detail::KeepAlive*>(&stateful)) return adapter_of(keeper->inner());
+  if (auto* keeper = dynamic_cast<KeepAlive*>(&stateful)) return adapter_of(keeper->inner());
   return dynamic_cast<Adapter*>(&stateful);
+}
+
+std::shared_ptr<Stateful> detail::keep_alive(std::shared_ptr<void> object, std::shared_ptr<Stateful> stateful) {
+  return std::make_shared<KeepAlive>(std::move(object), std::move(stateful));
 }
 
 std::shared_ptr<Stateful> detail::wrap_module(std::shared_ptr<torch::nn::Module> module) {

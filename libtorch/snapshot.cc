@@ -60,6 +60,40 @@ class RngUnchanged {
   StateDict state_;
 };
 
+/// What a take saves of an app state. While it is there, and no longer, the generators may have drawn.
+class SavedState {
+ public:
+  explicit SavedState(const AppState& app) {
+    install_device_copier();
+    ToValue to;
+    for (const auto& [key, stateful] : ordered(app, true)) {
+      StateDict state = stateful->state_dict();
+      values_.emplace_back(key, to.to_save(key, state));
+      const Adapter* adapter = adapter_of(*stateful);
+      if (adapter != nullptr && adapter->is_rng()) rng_.emplace(*stateful, std::move(state));
+    }
+  }
+  [[nodiscard]] const torchsnapshot::AppState& values() const noexcept { return values_; }
+
+ private:
+  torchsnapshot::AppState values_;
+  std::optional<RngUnchanged> rng_;
+};
+
+/// A StateDict has text as keys.
+void check_is_dict(const SavedKey& saved) {
+  const auto root = saved.entries.find("");
+  const auto* dict = root == saved.entries.end() ? nullptr : std::get_if<DictEntry>(root->second);
+  if (dict == nullptr) {
+    throw Error(ErrorCode::kUnsupported, "what is saved under '" + saved.key + "' is no dict: use read_object");
+  }
+  for (const Key& key : dict->keys) {
+    if (!key.is_int) continue;
+    throw Error(ErrorCode::kUnsupported,
+                "what is saved under '" + saved.key + "' has the number " + key.text + " as a key: use read_object");
+  }
+}
+
 /// Everything that can be said against the restore from the metadata alone, before anything is changed.
 void check(const SnapshotMetadata& metadata, const Items& items, const RestoreOptions& options) {
   const RankView view(metadata, 0);
@@ -88,6 +122,7 @@ void check(const SnapshotMetadata& metadata, const Items& items, const RestoreOp
   for (std::size_t i = 0; i < items.size(); ++i) {
     const SavedKey& key = saved[paths[i]];
     if (key.entries.empty()) continue;  // the engine names the keys that there are
+    check_is_dict(key);
     if (Adapter* adapter = adapter_of(*items[i].second)) adapter->check(key, options.strict);
   }
 }
@@ -151,18 +186,22 @@ Snapshot Snapshot::take(const std::string& url, const AppState& app, const TakeO
 }
 
 Snapshot Snapshot::take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options) {
-  install_device_copier();
   return translating("taking a snapshot", [&] {
-    ToValue to;
-    torchsnapshot::AppState values;
-    std::optional<RngUnchanged> rng;
-    for (const auto& [key, stateful] : ordered(app, true)) {
-      StateDict state = stateful->state_dict();
-      values.emplace_back(key, to.to_save(key, state));
-      const Adapter* adapter = adapter_of(*stateful);
-      if (adapter != nullptr && adapter->is_rng()) rng.emplace(*stateful, std::move(state));
-    }
-    return Snapshot(torchsnapshot::Snapshot::take(std::move(storage), values, options));
+    const SavedState state(app);
+    return Snapshot(torchsnapshot::Snapshot::take(std::move(storage), state.values(), options));
+  });
+}
+
+PendingSnapshot Snapshot::async_take(const std::string& url, const AppState& app, const TakeOptions& options,
+                                     const StorageOptions& storage_options) {
+  return async_take(open_storage(url, storage_options), app, options);
+}
+
+PendingSnapshot Snapshot::async_take(std::shared_ptr<Storage> storage, const AppState& app,
+                                     const TakeOptions& options) {
+  return translating("taking a snapshot", [&] {
+    const SavedState state(app);
+    return PendingSnapshot(torchsnapshot::Snapshot::async_take(std::move(storage), state.values(), options));
   });
 }
 
@@ -177,6 +216,7 @@ RestoreReport Snapshot::restore(const AppState& app, const RestoreOptions& optio
     torchsnapshot::RestoreOptions core_options;
     core_options.io = options.io;
     core_options.strict = options.strict;
+    core_options.keep_going = options.keep_going;
     core_options.allocate = allocate;
     core_options.decode = [&from](const std::string& path, const std::string& location, const Value& leaf) {
       return from.decode(path, location, leaf);

@@ -50,6 +50,10 @@ const c10::IValue& StateDict::at(std::string_view key) const {
   return items_[found->second].second;
 }
 
+bool StateDict::contains(std::string_view key) const noexcept {
+  return index_.contains(key);
+}
+
 void StateDict::set(std::string_view key, c10::IValue value) {
   (*this)[key] = std::move(value);
 }

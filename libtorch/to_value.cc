@@ -134,7 +134,10 @@ Value ToValue::convert_tensor(const at::Tensor& tensor) {
 
 Value ToValue::convert_opaque(const c10::IValue& value) {
   Opaque opaque;
-  if (purpose_ == Purpose::kFill) return opaque;
+  if (purpose_ == Purpose::kFill) {
+    opaque.owner = std::make_shared<c10::IValue>(value);  // what stays when the saved object is damaged (keep_going)
+    return opaque;
+  }
   opaque.serializer = kTorchSave;
   opaque.type_name = python_type_name(value);
   try {

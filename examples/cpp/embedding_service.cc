@@ -8,6 +8,7 @@
 #include <exception>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,7 +29,8 @@ class EmbeddingTable {
     ++served_;
   }
 
-  void save(const std::string& path) { ts::Snapshot::take(path, state()); }
+  /// Returns as soon as the values are copied: requests are served while they are written.
+  ts::PendingSnapshot save(const std::string& path) { return ts::Snapshot::async_take(path, state()); }
 
   void load(const std::string& path) {
     ts::AppState app = state();
@@ -64,10 +66,14 @@ void serve(const std::string& folder, std::int64_t requests) {
   EmbeddingTable table;
   if (std::filesystem::exists(path + "/.snapshot_metadata")) table.load(path);
   std::cout << "begins after request " << table.served() << "\n";
+  std::optional<ts::PendingSnapshot> pending;
   while (table.served() < requests) {
     table.update();
-    if (table.served() % kSnapshotEvery == 0) table.save(path);
+    if (table.served() % kSnapshotEvery != 0) continue;
+    if (pending) pending->wait();  // throws what went wrong with the one before
+    pending = table.save(path);
   }
+  if (pending) pending->wait();
   std::cout << "served " << table.served() << ", sum " << table.sum() << "\n";
 }
 

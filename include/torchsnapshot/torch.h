@@ -10,6 +10,7 @@
 #include <torch/optim/schedulers/lr_scheduler.h>
 #include <torch/optim/schedulers/reduce_on_plateau_scheduler.h>
 
+#include <chrono>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -47,7 +48,7 @@ class StateDict {
   c10::IValue& operator[](std::string_view key);
   /// Throws Error(kEntryNotFound) that names the key.
   [[nodiscard]] const c10::IValue& at(std::string_view key) const;
-  [[nodiscard]] bool contains(std::string_view key) const noexcept { return index_.contains(key); }
+  [[nodiscard]] bool contains(std::string_view key) const noexcept;
   /// Adds the key, or replaces its value.
   void set(std::string_view key, c10::IValue value);
   void erase(std::string_view key);
@@ -128,19 +129,8 @@ class Reference final : public Stateful {
   T& object_;
 };
 
-/// A stateful, and what it refers to.
-class KeepAlive final : public Stateful {
- public:
-  KeepAlive(std::shared_ptr<void> object, std::shared_ptr<Stateful> stateful)
-      : object_(std::move(object)), stateful_(std::move(stateful)) {}
-  StateDict state_dict() override { return stateful_->state_dict(); }
-  void load_state_dict(const StateDict& state) override { stateful_->load_state_dict(state); }
-  [[nodiscard]] Stateful& inner() const noexcept { return *stateful_; }
-
- private:
-  std::shared_ptr<void> object_;
-  std::shared_ptr<Stateful> stateful_;
-};
+/// The stateful, which keeps what it refers to.
+std::shared_ptr<Stateful> keep_alive(std::shared_ptr<void> object, std::shared_ptr<Stateful> stateful);
 
 template <typename T>
 concept HoldsModule = requires(T& object) {
@@ -217,7 +207,7 @@ class AppState {
     } else if constexpr (std::is_convertible_v<Object, std::shared_ptr<Stateful>>) {
       return std::forward<T>(object);
     } else if constexpr (IsShared<Object>::value) {
-      return std::make_shared<detail::KeepAlive>(object, detail::wrap(*object));
+      return detail::keep_alive(object, detail::wrap(*object));
     } else if constexpr (detail::HoldsModule<Object> && !HasStateDict<Object>) {
       return detail::wrap_module(object.ptr());
     } else {
@@ -245,6 +235,9 @@ struct RestoreOptions {
   /// Error(kMismatch) or Error(kEntryNotFound) before anything was changed. False: what does not match is reported.
   bool strict = true;
   PythonObjects python_objects = PythonObjects::kError;
+  /// True: damaged bytes are reported (RestoreReport::corrupt) instead of being an error; see the engine's
+  /// RestoreOptions.
+  bool keep_going = false;
 };
 
 struct ReadOptions {
@@ -256,6 +249,8 @@ struct ReadOptions {
 struct RestoreReport : torchsnapshot::RestoreReport {
   std::vector<std::string> skipped;  ///< objects that only Python can make (PythonObjects::kSkip)
 };
+
+class PendingSnapshot;
 
 /// A handle to a snapshot, as torchsnapshot::Snapshot, for torch's types. Nothing is read until needed. Thread-safe.
 /// Every function throws torchsnapshot::Error.
@@ -269,6 +264,13 @@ class Snapshot {
   static Snapshot take(const std::string& url, const AppState& app, const TakeOptions& options = {},
                        const StorageOptions& storage_options = {});
   static Snapshot take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options = {});
+
+  /// As take, but returns once the content is fixed: training may go on and change everything. What fails later comes
+  /// from the result; see torchsnapshot::Snapshot::async_take.
+  static PendingSnapshot async_take(const std::string& url, const AppState& app, const TakeOptions& options = {},
+                                    const StorageOptions& storage_options = {});
+  static PendingSnapshot async_take(std::shared_ptr<Storage> storage, const AppState& app,
+                                    const TakeOptions& options = {});
 
   /// Reads the state of every object in `app` back. A tensor with the saved dtype and shape is filled in place, without
   /// a second copy; one of a module that has another is an Error(kMismatch) that names the path.
@@ -297,9 +299,31 @@ class Snapshot {
   [[nodiscard]] const torchsnapshot::Snapshot& core() const noexcept { return core_; }
 
  private:
+  friend class PendingSnapshot;
   explicit Snapshot(torchsnapshot::Snapshot core) : core_(std::move(core)) {}
 
   torchsnapshot::Snapshot core_;
+};
+
+/// A take that goes on by itself, as torchsnapshot::PendingSnapshot: when the last copy goes, it waits for the take to
+/// end. Thread-safe.
+class PendingSnapshot {
+ public:
+  [[nodiscard]] const std::string& url() const noexcept { return core_.url(); }
+  /// True when the take has ended, well or not.
+  [[nodiscard]] bool done() const { return core_.done(); }
+  /// Blocks until the take has ended, at most for `timeout`. True when it has.
+  [[nodiscard]] bool wait_for(std::chrono::milliseconds timeout) const { return core_.wait_for(timeout); }
+  /// Blocks until the take has ended, and returns the snapshot, or throws what ended the take; every time.
+  Snapshot wait() const { return Snapshot(core_.wait()); }
+  /// Tells the take to stop: it ends soon, without a snapshot, unless it was committed before.
+  void cancel() const { core_.cancel(); }
+
+ private:
+  friend class Snapshot;
+  explicit PendingSnapshot(torchsnapshot::PendingSnapshot core) : core_(std::move(core)) {}
+
+  torchsnapshot::PendingSnapshot core_;
 };
 
 namespace detail {

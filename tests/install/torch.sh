@@ -16,6 +16,7 @@ torch=$("$VENV/bin/python" -c 'import torch; print(torch.utils.cmake_prefix_path
 configure() {
   local log=$work/configure.log
   "$CMAKE" -G Ninja -DCMAKE_MAKE_PROGRAM="$(command -v "$NINJA")" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-g1 -O1" \
+    -DTORCHSNAPSHOT_WERROR=ON \
     -DCMAKE_CXX_COMPILER_LAUNCHER="$(command -v ccache || true)" "$@" >"$log" 2>&1 || { cat "$log"; return 1; }
 }
 build_and_run() {  # build_and_run NAME TARGET

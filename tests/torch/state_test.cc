@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -272,6 +273,49 @@ TEST(Rng, NumbersAfterARestoreAreThoseAfterTheTake) {
   EXPECT_TRUE(torch::equal(next, torch::rand({5}))) << "the take drew nothing";
   Snapshot(folder.path("s")).restore({{"rng", RNGState()}, {"d", drawing}});
   EXPECT_TRUE(torch::equal(next, torch::rand({5})));
+}
+
+TEST(AsyncTake, HoldsWhatWasThereWhenItReturned) {
+  const TempFolder folder;
+  torch::nn::Sequential model = make_model();
+  torch::optim::Adam optimizer(model->parameters());
+  StateDict progress{{"step", 1}};
+  const AppState app{{"model", model}, {"optim", optimizer}, {"progress", progress}, {"rng", RNGState()}};
+  torch::manual_seed(3);
+  const torch::Tensor weight = model[0]->as<Linear>()->weight.detach().clone();
+  const PendingSnapshot pending = Snapshot::async_take(folder.path("s"), app);
+  {
+    const torch::NoGradGuard no_grad;
+    for (torch::Tensor& parameter : model->parameters()) parameter.fill_(-1);
+  }
+  progress["step"] = 2;
+  const torch::Tensor drawn = torch::rand({3});
+  const Snapshot snapshot = pending.wait();
+  EXPECT_TRUE(pending.done());
+  snapshot.restore(app);
+  EXPECT_TRUE(torch::equal(model[0]->as<Linear>()->weight, weight));
+  EXPECT_EQ(progress.get<int>("step"), 1);
+  EXPECT_TRUE(torch::equal(drawn, torch::rand({3})));
+
+  EXPECT_THROW((void)Snapshot::async_take("/proc/torchsnapshot_no_such_place", app).wait(), Error);
+}
+
+TEST(Restore, DamageIsAnErrorOrIsReported) {
+  const TempFolder folder;
+  StateDict saved{{"w", torch::zeros({100'000})}, {"pair", c10::ivalue::Tuple::create({1, 2})}};
+  const Snapshot snapshot = Snapshot::take(folder.path("s"), {{"v", saved}});
+  for (const std::string& object : snapshot.core().storage()->list("data/")) {
+    std::fstream file(folder.path("s/" + object), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(300);
+    file.put('x');
+  }
+  StateDict target{{"w", torch::ones({100'000})}, {"pair", "mine"}};
+  expect_error(ErrorCode::kCorrupt, "v/", [&] { Snapshot(folder.path("s")).restore({{"v", target}}); });
+  RestoreOptions options;
+  options.keep_going = true;
+  const RestoreReport report = Snapshot(folder.path("s")).restore({{"v", target}}, options);
+  EXPECT_EQ(report.corrupt.size(), 2U);
+  EXPECT_EQ(target.get<std::string>("pair"), "mine") << "what can't be read stays";
 }
 
 TEST(Read, ObjectsTensorsAndShards) {

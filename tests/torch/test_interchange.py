@@ -325,6 +325,15 @@ def test_what_only_python_can_make_is_named_or_skipped(tmp_path: Path, value: ob
     assert Snapshot(str(tmp_path / "cpp")).get_state_dict_for_key("values") == {"a": 1, "odd": {}, "z": 2}
 
 
+@pytest.mark.parametrize("state", [{1: 2, "a": 3}, {(1, 2): 3}], ids=["number", "object"])
+def test_a_state_that_is_no_dict_with_text_as_keys_is_named(tmp_path: Path, state: dict[Any, Any]) -> None:
+    Snapshot.take(str(tmp_path / "python"), {"values": StateDict(state)})
+    run = run_cpp("--relay", tmp_path / "python", tmp_path / "cpp")
+    assert run.returncode == 1
+    assert "saved under 'values'" in run.stderr
+    assert "use read_object" in run.stderr
+
+
 def test_nothing_that_a_pickle_names_is_run(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> Any:
