@@ -155,7 +155,7 @@ class Training:
                 loss.backward()
                 return loss
 
-            losses.append(float(self.optimizer.step(closure)))  # type: ignore[arg-type]
+            losses.append(self.optimizer.step(closure).item())
             if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 self.scheduler.step(1.0)
             elif self.scheduler is not None:
@@ -215,7 +215,10 @@ def test_python_trains_on_from_cpp(outcomes: dict[str, Outcome], case: Case) -> 
     torch.manual_seed(99)
     training = Training(case, StateDict(x=None, y=None))
     report = Snapshot(str(outcome.folder / "cpp")).restore(training.app_state)
-    assert report.missing == (["sched/_last_lr"] if case.scheduler == "plateau" else []), report
+    missing = [path for path in report.missing if not path.startswith(("rng/python_", "rng/numpy_"))]
+    # libtorch's ReduceLROnPlateau knows neither the least rate that new groups get nor the rates it set.
+    only_python = ["sched/default_min_lr", "sched/_last_lr/0"] if case.scheduler == "plateau" else []
+    assert [path for path in missing if path not in only_python] == []
     result = outcome.result()
     assert torch.equal(result["drawn_after"], torch.rand(4))
     assert training.train() == pytest.approx(result["second"], rel=case.tolerance, abs=case.tolerance * 1e-2)
@@ -223,14 +226,12 @@ def test_python_trains_on_from_cpp(outcomes: dict[str, Outcome], case: Case) -> 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_structure_is_pythons(outcomes: dict[str, Outcome], case: Case) -> None:
-    """Same keys in the same order, and for each value the same type (of numbers: the same value)."""
+    """Same keys in the same order (but for a group's options: as they were given), and values of the same types."""
 
-    def shape(value: Any, path: str = "") -> Any:
+    def shape(value: Any) -> Any:
         if isinstance(value, dict):
-            return (
-                type(value).__name__,
-                [(key, shape(item, f"{path}/{key}")) for key, item in value.items() if key != "default_min_lr"],
-            )
+            items = sorted(value.items()) if "params" in value else value.items()
+            return type(value).__name__, [(key, shape(item)) for key, item in items]
         if isinstance(value, (list, tuple)):
             return type(value).__name__, [shape(item) for item in value]
         if isinstance(value, torch.Tensor):
