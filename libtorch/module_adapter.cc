@@ -105,12 +105,15 @@ Adapter* adapter_of(Stateful& stateful) noexcept {
   return dynamic_cast<Adapter*>(&stateful);
 }
 
+void detail::fail_empty() {
+  throw Error(ErrorCode::kInvalidArgument, "an AppState was given an empty module holder or pointer");
+}
+
 std::shared_ptr<Stateful> detail::keep_alive(std::shared_ptr<void> object, std::shared_ptr<Stateful> stateful) {
   return std::make_shared<KeepAlive>(std::move(object), std::move(stateful));
 }
 
 std::shared_ptr<Stateful> detail::wrap_module(std::shared_ptr<torch::nn::Module> module) {
-  if (module == nullptr) throw Error(ErrorCode::kInvalidArgument, "an AppState was given an empty module holder");
   return std::make_shared<ModuleAdapter>(std::move(module));
 }
 

@@ -132,6 +132,9 @@ class Reference final : public Stateful {
 /// The stateful, which keeps what it refers to.
 std::shared_ptr<Stateful> keep_alive(std::shared_ptr<void> object, std::shared_ptr<Stateful> stateful);
 
+/// Throws Error(kInvalidArgument): an AppState can't refer to nothing.
+[[noreturn]] void fail_empty();
+
 template <typename T>
 concept HoldsModule = requires(T& object) {
   { object.ptr() } -> std::convertible_to<std::shared_ptr<torch::nn::Module>>;
@@ -148,6 +151,7 @@ std::shared_ptr<Stateful> wrap(T& object) {
   } else if constexpr (std::derived_from<T, torch::nn::Module>) {
     return wrap_module(std::shared_ptr<torch::nn::Module>(std::shared_ptr<void>(), &object));  // not owned
   } else if constexpr (HoldsModule<T>) {
+    if (object.is_empty()) fail_empty();
     return wrap_module(object.ptr());
   } else if constexpr (std::derived_from<T, torch::optim::Optimizer>) {
     return wrap_optimizer(object);
@@ -207,12 +211,15 @@ class AppState {
     } else if constexpr (std::is_convertible_v<Object, std::shared_ptr<Stateful>>) {
       return std::forward<T>(object);
     } else if constexpr (IsShared<Object>::value) {
+      if (!object) detail::fail_empty();
       return detail::keep_alive(object, detail::wrap(*object));
     } else if constexpr (detail::HoldsModule<Object> && !HasStateDict<Object>) {
+      if (object.is_empty()) detail::fail_empty();
       return detail::wrap_module(object.ptr());
     } else {
       static_assert(std::is_lvalue_reference_v<T>, "an AppState refers to its objects: give this one a name");
       if constexpr (IsUnique<Object>::value) {
+        if (!object) detail::fail_empty();
         return detail::wrap(*object);
       } else {
         return detail::wrap(object);

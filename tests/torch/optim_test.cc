@@ -224,7 +224,7 @@ TEST(Scheduler, PlateauGoesOn) {
   const TempFolder folder;
   Trainer trained = make_sgd();
   ReduceLROnPlateauScheduler scheduler(*trained.optimizer, ReduceLROnPlateauScheduler::max, 0.3F, 2, 0.01,
-                                       ReduceLROnPlateauScheduler::abs, 1, {1e-3F});
+                                       ReduceLROnPlateauScheduler::rel, 1, {1e-3F});
   for (const float metric : {1.0F, 2.0F, 2.0F, 2.0F}) scheduler.step(metric);
   Snapshot::take(folder.path("s"), {{"optim", trained.optimizer}, {"sched", scheduler}});
   Trainer other = make_sgd();

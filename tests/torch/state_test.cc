@@ -255,6 +255,10 @@ TEST(AppStateTest, RefusesAKeyTwiceAndASecondRng) {
   });
   torch::nn::Linear empty(nullptr);
   expect_error(ErrorCode::kInvalidArgument, "empty module holder", [&] { AppState({{"m", empty}}); });
+  std::shared_ptr<torch::nn::Module> shared;
+  std::unique_ptr<Counter> unique;
+  expect_error(ErrorCode::kInvalidArgument, "or pointer", [&] { AppState({{"m", shared}}); });
+  expect_error(ErrorCode::kInvalidArgument, "or pointer", [&] { AppState({{"m", unique}}); });
 }
 
 /// Draws numbers when it is asked for its state.

@@ -1,6 +1,7 @@
 // What the tests of torchsnapshot::torch share.
 #pragma once
 
+#include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 #include <torch/ordered_dict.h>
 #include <unistd.h>
