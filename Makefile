@@ -29,6 +29,12 @@ tsan: setup  ## the C++ tests of the layers that run threads, under ThreadSaniti
 	@tools/build.sh tsan exec_test storage_test pipeline_test snapshot_test
 	@tools/test.sh tsan cpp -R '^(exec|integrity|storage|pipeline|snapshot)$$'
 
+torch-test: setup  ## the libtorch face, in build/torch: its tests, examples, interchange with Python, installation
+	@tools/build.sh torch torch_tests torchsnapshot_package
+	@tools/test.sh torch cpp -R '^torch$$'
+	@tools/test.sh torch python tests/torch
+	@tests/install/torch.sh build/torch
+
 lint: setup-lint  ## style, types, layers, clang-tidy
 	@tools/lint.sh
 
@@ -65,4 +71,4 @@ bench: setup-bench  ## measurements against peers and limits (BENCH="few_large s
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist demo-out
 
-.PHONY: help setup setup-lint setup-bench dev release test asan tsan fuzz lint format stubs install-test wheel-test wheel demo bench clean
+.PHONY: help setup setup-lint setup-bench dev release test asan tsan torch-test fuzz lint format stubs install-test wheel-test wheel demo bench clean

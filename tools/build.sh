@@ -10,12 +10,17 @@ preset=$1
 shift
 python=ON
 if [[ $preset == tsan ]]; then python=OFF; fi
+# libtorch is that of the wheel in .venv.
+torch=()
+if [[ $preset == torch ]]; then
+  torch=("-DCMAKE_PREFIX_PATH=$("$VENV/bin/python" -c 'import torch; print(torch.utils.cmake_prefix_path)')")
+fi
 
 arguments=()
 if [[ ${1:-} == --configure-only ]]; then arguments=("${@:2}"); fi
 if [[ ! -f build/$preset/build.ninja || ${1:-} == --configure-only ]]; then
   "$CMAKE" --preset "$preset" -DCMAKE_MAKE_PROGRAM="$(command -v "$NINJA")" \
-    -DTORCHSNAPSHOT_BUILD_PYTHON=$python -DPython_EXECUTABLE="$VENV/bin/python" "${arguments[@]}"
+    -DTORCHSNAPSHOT_BUILD_PYTHON=$python -DPython_EXECUTABLE="$VENV/bin/python" "${torch[@]}" "${arguments[@]}"
 fi
 if [[ ${1:-} == --configure-only ]]; then exit 0; fi
 "$CMAKE" --build "build/$preset" -j "$JOBS" ${1:+--target "$@"}

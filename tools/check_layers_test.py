@@ -20,6 +20,9 @@ torchsnapshot_layer(top DEPS state exec)
 
 GOOD = {
     "src/CMakeLists.txt": CMAKE,
+    "include/torchsnapshot/torch.h": '#include <torch/nn/module.h>\n#include <vector>\n#include "torchsnapshot/a.h"\n',
+    "libtorch/module.cc": '#include <ATen/core/Tensor.h>\n#include "libtorch/m.h"\n#include "torchsnapshot/torch.h"\n',
+    "libtorch/m.h": '#include "core/x.h"\n#include "torchsnapshot/a.h"\n',
     "include/torchsnapshot/a.h": "#include <vector>\n#include <cstdint>\n",
     "include/torchsnapshot/b.h": '#include "torchsnapshot/a.h"\n',
     "src/core/x.h": '#include "torchsnapshot/b.h"\n',
@@ -74,6 +77,30 @@ class CheckLayersTest(unittest.TestCase):
             "test header in the product": ("src/top/y.cc", '#include "exec/testing.h"\n', "for tests only"),
             "undeclared layer": ("src/net/http.h", "", "src/net: no layer of this name"),
             "command": ("cli/ls.cc", '#include "exec/pool.h"\n', "layer cli includes"),
+            "torch in another public header": (
+                "include/torchsnapshot/b.h",
+                "#include <torch/types.h>\n",
+                "only the standard library may be",
+            ),
+            "python in torch.h": (
+                "include/torchsnapshot/torch.h",
+                "#include <Python.h>\n",
+                "only the standard library may be",
+            ),
+            "torch.h in a public header": (
+                "include/torchsnapshot/b.h",
+                '#include "torchsnapshot/torch.h"\n',
+                "is for libtorch programs",
+            ),
+            "torch.h in the engine": ("src/top/t.cc", '#include "torchsnapshot/torch.h"\n', "for libtorch programs"),
+            "torch in the bindings": (
+                "python/bindings/m.cc",
+                "#include <ATen/ATen.h>\n",
+                "serves every version of torch",
+            ),
+            "a face in the engine": ("src/top/t.cc", '#include "libtorch/m.h"\n', "is of no layer"),
+            "the other face": ("libtorch/m.cc", '#include "bindings/m.h"\n', "is of no layer"),
+            "gtest in a face": ("libtorch/m.cc", "#include <gtest/gtest.h>\n", "for tests only"),
             "bindings": ("python/bindings/m.cc", '#include "nowhere/m.h"\n', "is of no layer"),
         }
         for name, (path, text, expected) in cases.items():

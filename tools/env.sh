@@ -5,3 +5,4 @@ NINJA=ninja
 if ! ninja --version >/dev/null 2>&1; then NINJA=/usr/bin/ninja; fi
 JOBS=${JOBS:-$(nproc)}
 VENV=$PWD/.venv
+export CCACHE_NOHASHDIR=${CCACHE_NOHASHDIR-1}  # build folders with the same flags share what was compiled
