@@ -131,7 +131,8 @@ TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const Ta
   metadata_->manifest = std::move(plan_.manifest);
   text_ = write_sealed_metadata(*metadata_);
   for (const WriteObject& object : plan_.objects) written_.push_back(object.location);
-  pipeline_ = std::make_unique<WritePipeline>(plan_, *storage_, io_, staging);
+  pipeline_ = std::make_unique<WritePipeline>(plan_, *storage_, io_, staging,
+                                              WriteGuard::Limits{.user_faults = options.lazy_user_faults});
 }
 
 TakeJob::~TakeJob() {

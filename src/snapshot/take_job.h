@@ -22,8 +22,10 @@ class TakeJob {
   TakeJob(const TakeJob&) = delete;
   TakeJob& operator=(const TakeJob&) = delete;
 
-  /// For Staging::kEverything: when it returns, the app state may change.
+  /// For all but Staging::kWhereNeeded: when it returns, the app state may change (but for what is promised not to).
   void stage();
+  /// See WritePipeline.
+  [[nodiscard]] std::shared_ptr<LazyCopies> lazy_copies() const noexcept { return pipeline_->lazy_copies(); }
   /// Writes what is left to write, and commits.
   std::shared_ptr<const SnapshotMetadata> finish();
   /// From now on nobody is asked between waits (IoOptions::poll), as the calling thread is another.
