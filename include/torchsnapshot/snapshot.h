@@ -46,6 +46,9 @@ struct TakeOptions {
   /// Of StagingMode::kLazy: also where the system fails system calls that write to protected memory, such as a read() into
   /// a tensor (EFAULT), instead of making them wait. The engine's own are safe.
   bool lazy_user_faults = false;
+  /// Of StagingMode::kPromised: called on a thread of the engine when all copies are made. What it throws (that the
+  /// promise was broken, say) ends the take.
+  std::function<void()> on_copied;
   /// Of async_take: called on a thread of the engine when the take has ended, with the error that ended it or null. It must
   /// not throw, nor wait for the take. Without it, a failure that nobody asked for is a notice.
   std::function<void(const std::exception_ptr& error)> on_end;

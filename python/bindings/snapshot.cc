@@ -144,8 +144,10 @@ nb::object to_exception(const std::exception_ptr& error) {
 }
 
 /// `on_end(error or None)` is called on a thread of the engine when the take has ended. `own`: see ToValue::set_own.
+/// `on_copied()` (or None), as TakeOptions::on_copied.
 PendingSnapshot async_take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyTakeOptions& take_options,
-                           const PyIoOptions& io, nb::object prepare, const nb::object& on_end, nb::object own) {
+                           const PyIoOptions& io, nb::object prepare, const nb::object& on_end, nb::object own,
+                           const nb::object& on_copied) {
   ToValue values(std::move(prepare));
   values.set_own(std::move(own));
   const AppState state = to_save(app, values);
@@ -155,6 +157,13 @@ PendingSnapshot async_take(std::shared_ptr<Storage> storage, const PyAppState& a
     const nb::gil_scoped_acquire gil;
     report(error ? to_exception(error) : nb::object(nb::none()));
   };
+  if (!on_copied.is_none()) {
+    options.on_copied = [check = std::make_shared<GilObject>(on_copied)] {
+      if (!nb::is_alive()) throw Error(ErrorCode::kCancelled, "the interpreter has ended");
+      const nb::gil_scoped_acquire gil;
+      check->get()();
+    };
+  }
   const nb::gil_scoped_release release;
   return Snapshot::async_take(std::move(storage), state, options);
 }
@@ -340,9 +349,10 @@ void bind_snapshot(nb::module_& module) {
            "Makes the copies that are left to make.")
       .def("cancel", &PendingSnapshot::cancel, nb::call_guard<nb::gil_scoped_release>(), "Tells the take to stop.");
   module.def("async_take", &async_take, nb::arg("storage"), nb::arg("app"), nb::arg("take_options"), nb::arg("io"),
-             nb::arg("prepare").none(), nb::arg("on_end"), nb::arg("own").none(),
+             nb::arg("prepare").none(), nb::arg("on_end"), nb::arg("own").none(), nb::arg("on_copied").none(),
              nb::sig("def async_take(storage: Storage, app: Sequence[tuple[str, object]], take_options: TakeOptions, "
-                     "io: IoOptions, prepare: object | None, on_end: object, own: object | None) -> PendingSnapshot"),
+                     "io: IoOptions, prepare: object | None, on_end: object, own: object | None, "
+                     "on_copied: object | None) -> PendingSnapshot"),
              "Fixes what a snapshot of (key, state dict) pairs will hold; the rest goes on by itself.");
   module.def("release_staging_memory", &release_staging_memory, nb::call_guard<nb::gil_scoped_release>(),
              "Gives the buffers that takes have left back to the system, but for 64 MiB.");

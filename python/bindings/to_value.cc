@@ -176,7 +176,7 @@ Value ToValue::convert_tensor(PyObject* tensor) {
 
 void ToValue::own(PyObject* tensor, TensorView& view) const {
   if (view.device != DeviceType::kCpu || view.nbytes() < kLargeBytes || !view.is_contiguous()) return;
-  nb::object owner = own_(nb::handle(tensor));
+  nb::object owner = own_(nb::handle(tensor), to_str(path()));
   if (owner.is_none()) return;
   PyObject* const object = owner.ptr();
   view.owner = std::shared_ptr<void>(std::make_shared<GilObject>(std::move(owner)), object);

@@ -147,7 +147,7 @@ class PendingSnapshot:
     def cancel(self) -> None:
         """Tells the take to stop."""
 
-def async_take(storage: Storage, app: Sequence[tuple[str, object]], take_options: TakeOptions, io: IoOptions, prepare: object | None, on_end: object, own: object | None) -> PendingSnapshot:
+def async_take(storage: Storage, app: Sequence[tuple[str, object]], take_options: TakeOptions, io: IoOptions, prepare: object | None, on_end: object, own: object | None, on_copied: object | None) -> PendingSnapshot:
     """
     Fixes what a snapshot of (key, state dict) pairs will hold; the rest goes on by itself.
     """

@@ -313,9 +313,13 @@ void WritePipeline::begin_lazy_copies() {
                      items[static_cast<std::size_t>(refused - is_held.begin())]->path + "'");
 }
 
+void WritePipeline::wait_copied() {
+  if (lazy_) lazy_->wait();
+}
+
 ChecksumTables WritePipeline::finish() {
   if (!started_) start();
-  if (lazy_) lazy_->wait();
+  wait_copied();
   writes_.wait(options_.poll);
   if (lazy_) lazy_->close();
   meter_.finish();

@@ -47,6 +47,8 @@ class WritePipeline {
   void stage();
   /// What stage() has left for later; null when there is nothing. It may be used when this is gone.
   [[nodiscard]] std::shared_ptr<LazyCopies> lazy_copies() const noexcept { return lazy_; }
+  /// Waits until nothing is left for later. Throws when a copy failed.
+  void wait_copied();
   /// Waits until every object is written and durable. Returns their checksums; none without IoOptions::checksums.
   ChecksumTables finish();
   /// IoOptions::poll is not called from now on.

@@ -188,6 +188,22 @@ TEST(LazyTake, ByPromise) {
   }
 }
 
+TEST(LazyTake, APromiseThatWasBrokenIsNoSnapshot) {
+  TakeOptions options;
+  options.staging = StagingMode::kPromised;
+  options.on_copied = [] { throw Error(ErrorCode::kInvalidArgument, "the promise was broken"); };
+  const State state(2, kSizes);
+  const auto storage = fresh_storage();
+  const PendingSnapshot pending = Snapshot::async_take(storage, state.app, options);
+  try {
+    pending.wait();
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("the promise was broken"));
+  }
+  EXPECT_THAT(storage->list(""), IsEmpty());
+}
+
 TEST(LazyTake, MemoryThatTheViewsDontOwnIsCopiedAtOnce) {
   State state(3, kSizes);
   for (auto& [key, value] : state.app[0].second.get_if<Dict>()->items) {

@@ -122,6 +122,7 @@ bool may_be_committed(Storage& storage, std::string_view text) {
 TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options, Staging staging)
     : storage_(std::move(storage)),
       io_(options.io),
+      on_copied_(options.on_copied),
       take_id_(make_take_id()),
       plan_(make_plan(app, options, take_id_)),
       metadata_(std::make_shared<SnapshotMetadata>()),
@@ -168,6 +169,8 @@ void TakeJob::stage() {
 
 std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
   const std::vector<std::string> obsolete = step([this] {
+    pipeline_->wait_copied();
+    if (on_copied_) on_copied_();
     write_checksums(pipeline_->finish());
     pipeline_.reset();
     plan_ = {};

@@ -1,6 +1,7 @@
 // One take, in the steps of the commit protocol.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,6 +43,7 @@ class TakeJob {
 
   std::shared_ptr<Storage> storage_;
   IoOptions io_;
+  std::function<void()> on_copied_;
   std::string take_id_;
   WritePlan plan_;
   std::shared_ptr<SnapshotMetadata> metadata_;
