@@ -20,6 +20,15 @@
 
 namespace torchsnapshot {
 
+/// When async_take copies large contiguous CPU tensors whose views own their memory (an `owner` with a reference count,
+/// which is held until the copy is written). Everything else is always copied before it returns. See docs/async.md.
+enum class StagingMode : std::uint8_t {
+  kEager,  ///< before it returns
+  kLazy,   ///< in the background; the memory is write-protected, and a thread that writes to it waits for the copy of a
+           ///< few MB. Where the system does not allow that it is kEager, with a notice
+  kPromised,  ///< in the background; the caller calls PendingSnapshot::wait_staged before the memory changes
+};
+
 struct TakeOptions {
   IoOptions io;
   /// Globs (as Python's fnmatch) over paths "key/sub/path"; entries that match belong to every rank.
@@ -32,6 +41,14 @@ struct TakeOptions {
   std::uint64_t slab_bytes = 128ULL << 20;
   /// False: each tensor gets an object of its own.
   bool batching = true;
+  /// Of async_take.
+  StagingMode staging = StagingMode::kEager;
+  /// Of StagingMode::kLazy: also where the system fails system calls that write to protected memory, such as a read()
+  /// into a tensor (EFAULT), instead of making them wait. The engine's own are safe.
+  bool lazy_user_faults = false;
+  /// Of StagingMode::kPromised: called on a thread of the engine when all copies are made. What it throws (that the
+  /// promise was broken, say) ends the take.
+  std::function<void()> on_copied;
   /// Of async_take: called on a thread of the engine when the take has ended, with the error that ended it or null. It
   /// must not throw, nor wait for the take. Without it, a failure that nobody asked for is a notice.
   std::function<void(const std::exception_ptr& error)> on_end;
@@ -91,9 +108,9 @@ class Snapshot {
                        const StorageOptions& storage_options = {});
   static Snapshot take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options = {});
 
-  /// As take, but returns once the content is fixed: every tensor has been copied into buffers under the memory budget
-  /// (what exceeds it, written), so that `app` may change at once. The rest goes on on threads of the engine. Wrong
-  /// arguments throw here; what fails later comes from the result. The buffers stay for the next call
+  /// As take, but returns once the content is fixed: by default every tensor has been copied into buffers under the
+  /// memory budget (what exceeds it, written), so that `app` may change at once. The rest goes on on threads of the
+  /// engine. Wrong arguments throw here; what fails later comes from the result. The buffers stay for the next call
   /// (release_staging_memory). IoOptions::poll is called in here only; the other observers until the take has ended.
   static PendingSnapshot async_take(const std::string& url, const AppState& app, const TakeOptions& options = {},
                                     const StorageOptions& storage_options = {});
@@ -141,6 +158,9 @@ class PendingSnapshot {
   [[nodiscard]] bool wait_for(std::chrono::milliseconds timeout) const;
   /// Blocks until the take has ended, and returns the snapshot, or throws what ended the take; every time.
   Snapshot wait() const;
+  /// Makes the copies that are left at once, on all cores: afterwards all of the app state may change, whatever the
+  /// staging. What does not fit the memory budget waits for writes. Errors come from wait().
+  void wait_staged() const;
   /// Tells the take to stop. It ends soon, with Error(kCancelled) and without a snapshot, unless it was committed
   /// before.
   void cancel() const;

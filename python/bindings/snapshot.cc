@@ -86,7 +86,14 @@ struct PyTakeOptions {
   std::uint64_t max_shard_bytes = 0;
   std::uint64_t slab_bytes = 0;
   bool batching = true;
+  std::string staging = "eager";
+  bool lazy_user_faults = false;
 };
+
+StagingMode staging_of(const std::string& name) {
+  if (name == "lazy") return StagingMode::kLazy;
+  return name == "step" ? StagingMode::kPromised : StagingMode::kEager;
+}
 
 using PyAppState = std::vector<std::pair<nb::str, nb::object>>;
 
@@ -109,6 +116,8 @@ TakeOptions to_engine(const PyTakeOptions& take_options, const PyIoOptions& io) 
   options.max_shard_bytes = take_options.max_shard_bytes;
   options.slab_bytes = take_options.slab_bytes;
   options.batching = take_options.batching;
+  options.staging = staging_of(take_options.staging);
+  options.lazy_user_faults = take_options.lazy_user_faults;
   return options;
 }
 
@@ -134,10 +143,13 @@ nb::object to_exception(const std::exception_ptr& error) {
   }
 }
 
-/// `on_end(error or None)` is called on a thread of the engine when the take has ended.
+/// `on_end(error or None)` is called on a thread of the engine when the take has ended. `own`: see ToValue::set_own.
+/// `on_copied()` (or None), as TakeOptions::on_copied.
 PendingSnapshot async_take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyTakeOptions& take_options,
-                           const PyIoOptions& io, nb::object prepare, const nb::object& on_end) {
+                           const PyIoOptions& io, nb::object prepare, const nb::object& on_end, nb::object own,
+                           const nb::object& on_copied) {
   ToValue values(std::move(prepare));
+  values.set_own(std::move(own));
   const AppState state = to_save(app, values);
   TakeOptions options = to_engine(take_options, io);
   options.on_end = [report = observer<nb::object>(on_end)](const std::exception_ptr& error) {
@@ -145,6 +157,13 @@ PendingSnapshot async_take(std::shared_ptr<Storage> storage, const PyAppState& a
     const nb::gil_scoped_acquire gil;
     report(error ? to_exception(error) : nb::object(nb::none()));
   };
+  if (!on_copied.is_none()) {
+    options.on_copied = [check = std::make_shared<GilObject>(on_copied)] {
+      if (!nb::is_alive()) throw Error(ErrorCode::kCancelled, "the interpreter has ended");
+      const nb::gil_scoped_acquire gil;
+      check->get()();
+    };
+  }
   const nb::gil_scoped_release release;
   return Snapshot::async_take(std::move(storage), state, options);
 }
@@ -296,7 +315,9 @@ void bind_snapshot(nb::module_& module) {
       .def_rw("max_chunk_bytes", &PyTakeOptions::max_chunk_bytes)
       .def_rw("max_shard_bytes", &PyTakeOptions::max_shard_bytes)
       .def_rw("slab_bytes", &PyTakeOptions::slab_bytes)
-      .def_rw("batching", &PyTakeOptions::batching);
+      .def_rw("batching", &PyTakeOptions::batching)
+      .def_rw("staging", &PyTakeOptions::staging)
+      .def_rw("lazy_user_faults", &PyTakeOptions::lazy_user_faults);
 
   nb::class_<Snapshot>(module, "Snapshot", "A handle to a snapshot in a storage.")
       .def(nb::init<std::shared_ptr<Storage>>(), nb::arg("storage"))
@@ -324,11 +345,14 @@ void bind_snapshot(nb::module_& module) {
            "Waits until the take has ended, at most so long (negative: without limit); whether it has.")
       .def("wait", &PendingSnapshot::wait, nb::call_guard<nb::gil_scoped_release>(),
            "Waits, and returns the snapshot or raises what ended the take.")
+      .def("wait_staged", &PendingSnapshot::wait_staged, nb::call_guard<nb::gil_scoped_release>(),
+           "Makes the copies that are left to make.")
       .def("cancel", &PendingSnapshot::cancel, nb::call_guard<nb::gil_scoped_release>(), "Tells the take to stop.");
   module.def("async_take", &async_take, nb::arg("storage"), nb::arg("app"), nb::arg("take_options"), nb::arg("io"),
-             nb::arg("prepare").none(), nb::arg("on_end"),
+             nb::arg("prepare").none(), nb::arg("on_end"), nb::arg("own").none(), nb::arg("on_copied").none(),
              nb::sig("def async_take(storage: Storage, app: Sequence[tuple[str, object]], take_options: TakeOptions, "
-                     "io: IoOptions, prepare: object | None, on_end: object) -> PendingSnapshot"),
+                     "io: IoOptions, prepare: object | None, on_end: object, own: object | None, "
+                     "on_copied: object | None) -> PendingSnapshot"),
              "Fixes what a snapshot of (key, state dict) pairs will hold; the rest goes on by itself.");
   module.def("release_staging_memory", &release_staging_memory, nb::call_guard<nb::gil_scoped_release>(),
              "Gives the buffers that takes have left back to the system, but for 64 MiB.");

@@ -2,10 +2,12 @@
 
 #include <nanobind/stl/string.h>
 
+#include <memory>
 #include <unordered_set>
 #include <utility>
 
 #include "core/path_codec.h"
+#include "gil_object.h"
 #include "hooks.h"
 #include "state/flatten.h"
 #include "tensor_leaf.h"
@@ -172,8 +174,19 @@ Value ToValue::convert_tensor(PyObject* tensor) {
     tensor = prepared.ptr();
     keep(std::move(prepared));
   }
-  if (auto view = view_of(tensor)) return *std::move(view);
+  if (auto view = view_of(tensor)) {
+    if (purpose_ == Purpose::kSave && !own_.is_none()) own(tensor, *view);
+    return *std::move(view);
+  }
   return convert_special_tensor(tensor);
+}
+
+void ToValue::own(PyObject* tensor, TensorView& view) const {
+  if (view.device != DeviceType::kCpu || view.nbytes() < kLargeBytes || !view.is_contiguous()) return;
+  nb::object owner = own_(nb::handle(tensor), to_str(path()));
+  if (owner.is_none()) return;
+  PyObject* const object = owner.ptr();
+  view.owner = std::shared_ptr<void>(std::make_shared<GilObject>(std::move(owner)), object);
 }
 
 Value ToValue::convert_special_tensor(PyObject* tensor) {

@@ -18,6 +18,11 @@ class ToValue {
   /// `prepare` (None or callable): _custom_tensor_prepare_func of take.
   explicit ToValue(nanobind::object prepare);
 
+  /// From now on to_save asks `own(tensor, path)` for each contiguous CPU tensor of kLargeBytes or more: an object that
+  /// keeps the tensor's memory as long as it lives, which the view will own, or None.
+  void set_own(nanobind::object own) { own_ = std::move(own); }
+  static constexpr std::uint64_t kLargeBytes = 2ULL << 20;
+
   /// What is to be saved under `key`: every leaf with its content.
   Value to_save(const std::string& key, nanobind::handle object);
   /// What is to be restored into: tensors as they are, other leaves only by kind.
@@ -41,9 +46,11 @@ class ToValue {
   Value convert_dict(PyObject* dict, bool ordered, int depth);
   Value convert_opaque(PyObject* object);
   [[nodiscard]] std::string path() const;
+  void own(PyObject* tensor, TensorView& view) const;
 
   Purpose purpose_ = Purpose::kSave;
   nanobind::object prepare_;
+  nanobind::object own_ = nanobind::none();
   /// A step on the way to the node in hand: a dict's key, or a list's index. Text is made of it only when somebody asks
   /// for the path: most leaves never do.
   struct Step {

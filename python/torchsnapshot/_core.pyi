@@ -95,6 +95,18 @@ class TakeOptions:
     @batching.setter
     def batching(self, arg: bool, /) -> None: ...
 
+    @property
+    def staging(self) -> str: ...
+
+    @staging.setter
+    def staging(self, arg: str, /) -> None: ...
+
+    @property
+    def lazy_user_faults(self) -> bool: ...
+
+    @lazy_user_faults.setter
+    def lazy_user_faults(self, arg: bool, /) -> None: ...
+
 class Snapshot:
     """A handle to a snapshot in a storage."""
 
@@ -129,10 +141,13 @@ class PendingSnapshot:
     def wait(self) -> Snapshot:
         """Waits, and returns the snapshot or raises what ended the take."""
 
+    def wait_staged(self) -> None:
+        """Makes the copies that are left to make."""
+
     def cancel(self) -> None:
         """Tells the take to stop."""
 
-def async_take(storage: Storage, app: Sequence[tuple[str, object]], take_options: TakeOptions, io: IoOptions, prepare: object | None, on_end: object) -> PendingSnapshot:
+def async_take(storage: Storage, app: Sequence[tuple[str, object]], take_options: TakeOptions, io: IoOptions, prepare: object | None, on_end: object, own: object | None, on_copied: object | None) -> PendingSnapshot:
     """
     Fixes what a snapshot of (key, state dict) pairs will hold; the rest goes on by itself.
     """

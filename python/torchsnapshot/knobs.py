@@ -23,6 +23,7 @@ PER_RANK_MEMORY_BUDGET_ENV_VAR = "TORCHSNAPSHOT_PER_RANK_MEMORY_BUDGET_BYTES"
 SHARDED_TENSOR_ELASTICITY_ROOT_ONLY_ENV_VAR = "TORCHSNAPSHOT_ENABLE_SHARDED_TENSOR_ELASTICITY_ROOT_ONLY"
 DISABLE_CHECKSUMS_ENV_VAR = "TORCHSNAPSHOT_DISABLE_CHECKSUMS"
 EXIT_TIMEOUT_ENV_VAR = "TORCHSNAPSHOT_EXIT_TIMEOUT_SECONDS"
+LAZY_USER_FAULTS_ENV_VAR = "TORCHSNAPSHOT_LAZY_USER_FAULTS"
 PROGRESS_ENV_VAR = "TORCHSNAPSHOT_PROGRESS"
 
 _DEFAULT_MAX_CHUNK_SIZE_BYTES = 512 << 20
@@ -89,6 +90,12 @@ def get_exit_timeout_seconds() -> int | None:
     if EXIT_TIMEOUT_ENV_VAR not in os.environ:
         return None
     return _int_from_env(EXIT_TIMEOUT_ENV_VAR, 0, minimum=0)
+
+
+def are_lazy_user_faults_enabled() -> bool:
+    """Whether lazy staging is used also where system calls that write to a tensor would fail (EFAULT) while it is pending,
+    instead of waiting for its copy."""
+    return _bool_from_env(LAZY_USER_FAULTS_ENV_VAR)
 
 
 def is_progress_enabled() -> bool:
@@ -161,6 +168,13 @@ def override_checksums_disabled(disabled: bool) -> Generator[None, None, None]:
 def override_exit_timeout_seconds(seconds: int | None) -> Generator[None, None, None]:
     """Sets :func:`get_exit_timeout_seconds`."""
     with _override_env_var(EXIT_TIMEOUT_ENV_VAR, seconds):
+        yield
+
+
+@contextmanager
+def override_lazy_user_faults(enabled: bool) -> Generator[None, None, None]:
+    """Sets :func:`are_lazy_user_faults_enabled`."""
+    with _override_env_var(LAZY_USER_FAULTS_ENV_VAR, enabled):
         yield
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import _core, knobs
@@ -44,6 +45,10 @@ class PendingSnapshot:
         """Whether the take has ended, well or not."""
         return self._take.core.done()
 
+    def wait_staged(self) -> None:
+        """Makes the copies that lazy staging has left for later, on all cores. Afterwards everything may change."""
+        self._take.finish_copies()
+
     def wait(self, timeout: float | None = None) -> Snapshot:
         """Waits for the take to end, and returns the committed snapshot.
 
@@ -72,6 +77,7 @@ class _Take:
 
     def __init__(self, operation: Operation, path: str) -> None:
         self.core: _core.PendingSnapshot
+        self.finish_copies: Callable[[], None] = lambda: self.core.wait_staged()
         self._operation = operation
         self._path = path
         self._lock = threading.Lock()

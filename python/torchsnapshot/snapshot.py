@@ -18,6 +18,7 @@ from . import pending_snapshot as _pending
 from ._in_place import skip_self_copies
 from ._operation import Operation, operation
 from ._plugin_bridge import PluginBridge
+from ._staging import staging_of
 from .errors import InvalidArgumentError, TypeMismatchError, UnsupportedError
 from .manifest import Entry, SnapshotMetadata, entry_from_dict
 from .pending_snapshot import PendingSnapshot
@@ -143,6 +144,8 @@ class Snapshot:
         replicated: list[str] | None = None,
         storage_options: dict[str, Any] | None = None,
         _custom_tensor_prepare_func: PrepareFn | None = None,
+        *,
+        staging: str = "eager",
     ) -> PendingSnapshot:
         """As :meth:`take`, but returns as soon as the content is fixed: training may go on and change everything.
 
@@ -152,9 +155,18 @@ class Snapshot:
 
         Arguments are those of :meth:`take`, and so are the errors that wrong ones raise. Failures of the storage come
         from :meth:`PendingSnapshot.wait`.
+
+        `staging` says when large contiguous CPU tensors are copied; everything else is, before this returns.
+        ``"eager"``: before this returns. ``"lazy"``: in the background; their memory is write-protected, and a thread that
+        writes to it waits for the copy of a few MB. Where that is not possible it is as eager, with a notice.
+        ``"step"``: parameters and states of the optimizers in `app_state` are copied in the background, at the latest
+        when ``optimizer.step()`` begins; nothing else may change them before. See docs/async.md.
         """
         snapshot = cls(path, pg, storage_options)
         options = _checked_take(app_state, pg, replicated)
+        lazily = staging_of(staging, app_state)
+        options.staging = staging
+        options.lazy_user_faults = knobs.are_lazy_user_faults_enabled()
         frame = Operation("async_take", path, show=False)
         take = _pending.start(frame, snapshot)
         try:
@@ -166,10 +178,15 @@ class Snapshot:
                     frame.io_options(),
                     _custom_tensor_prepare_func,
                     take.on_end,
+                    lazily and lazily.own,
+                    lazily and lazily.copied,
                 )
         except BaseException as error:
             frame.end(error)
             raise
+        if lazily:
+            lazily.begun(core)
+            take.finish_copies = lazily.finish
         return _pending.follow(take, core, snapshot)
 
     def restore(

@@ -33,13 +33,29 @@ MemoryBudget::Lease MemoryBudget::acquire(std::uint64_t bytes, const std::stop_t
   const bool granted =
       !stop.stop_requested() && changed_.wait(lock, stop, [&] { return queue_.front() == ticket && fits(bytes); });
   std::erase(queue_, ticket);
-  if (granted) {
-    in_use_ += bytes;
-    peak_ = std::max(peak_, in_use_);
-  }
   // Either way somebody else may be first now.
   changed_.notify_all();
   if (!granted) throw Error(ErrorCode::kCancelled, "cancelled while waiting for memory of the budget");
+  return grant(bytes);
+}
+
+MemoryBudget::Lease MemoryBudget::acquire_within(std::uint64_t bytes, std::chrono::milliseconds patience,
+                                                 const std::stop_token& stop) {
+  std::unique_lock lock(mutex_);
+  const std::uint64_t ticket = next_ticket_++;
+  queue_.push_front(ticket);
+  if (in_use_ <= limit_) {
+    changed_.wait_for(lock, stop, patience, [&] { return queue_.front() == ticket && fits(bytes); });
+  }
+  std::erase(queue_, ticket);
+  changed_.notify_all();
+  if (stop.stop_requested()) throw Error(ErrorCode::kCancelled, "cancelled while waiting for memory of the budget");
+  return grant(bytes);
+}
+
+MemoryBudget::Lease MemoryBudget::grant(std::uint64_t bytes) noexcept {
+  in_use_ += bytes;
+  peak_ = std::max(peak_, in_use_);
   return {this, bytes};
 }
 

@@ -1,6 +1,7 @@
 // A bound on the bytes of buffers in use.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +13,7 @@ namespace torchsnapshot {
 
 /// Counts bytes in use against a limit. A request above the whole limit is granted when nothing else is in
 /// use, so that work always goes on. First come, first served: a small request waits behind a large one that
-/// came before it. Thread-safe. Outlives its leases.
+/// came before it (acquire_within excepted). Thread-safe. Outlives its leases.
 class MemoryBudget {
  public:
   explicit MemoryBudget(std::uint64_t limit) noexcept : limit_(limit) {}
@@ -39,6 +40,10 @@ class MemoryBudget {
   /// Waits for `bytes`. Throws Error(kCancelled) when `stop` was requested already or is meanwhile; then the
   /// requests behind it move up.
   [[nodiscard]] Lease acquire(std::uint64_t bytes, const std::stop_token& stop);
+  /// As acquire, but comes first, and takes the bytes above the limit once it has waited for `patience`, or at once while
+  /// others have done so: for those who must not wait for ever.
+  [[nodiscard]] Lease acquire_within(std::uint64_t bytes, std::chrono::milliseconds patience,
+                                     const std::stop_token& stop);
 
   [[nodiscard]] std::uint64_t limit() const;
   /// What is in use already stays so.
@@ -52,6 +57,7 @@ class MemoryBudget {
 
  private:
   [[nodiscard]] bool fits(std::uint64_t bytes) const noexcept;
+  Lease grant(std::uint64_t bytes) noexcept;
   void release(std::uint64_t bytes) noexcept;
 
   std::uint64_t limit_;

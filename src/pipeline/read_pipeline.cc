@@ -11,6 +11,7 @@
 #include "exec/memory_budget.h"
 #include "exec/task_group.h"
 #include "integrity/block_checksums.h"
+#include "pipeline/lazy_copies.h"
 #include "pipeline/options.h"
 #include "plan/blocks.h"
 #include "tensor/device_copy.h"
@@ -93,6 +94,7 @@ class ObjectInFlight {
     try {
       if (block.direct != nullptr) {
         const std::span bytes(block.direct, block.range.size());
+        finish_lazy_copies(bytes);  // the kernel writes there
         reader().read(block.range.begin, bytes);
         verify(block.range.begin, bytes);
         end_block();

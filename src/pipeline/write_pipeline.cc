@@ -25,6 +25,9 @@
 namespace torchsnapshot {
 namespace {
 
+/// Less is copied faster than it is protected.
+constexpr std::uint64_t kMinLazyBytes = 2ULL << 20;
+
 std::uint64_t total_bytes(const WritePlan& plan) {
   std::uint64_t total = 0;
   for (const WriteObject& object : plan.objects) total += object.size;
@@ -46,6 +49,19 @@ void gather_piece(const WritePiece& piece, std::span<std::byte> out) {
   } else {
     device_copier().to_host(view, piece.begin, out);
   }
+}
+
+/// True for memory that may be looked at later: it stays while the item does.
+bool may_wait(const WriteItem& item) {
+  const auto* view = std::get_if<TensorView>(&item.source);
+  return view != nullptr && view->owner.use_count() > 0;
+}
+
+std::vector<WriteBlock> cut(const WriteObject& object, Staging staging) {
+  if (staging == Staging::kWhereNeeded || staging == Staging::kEverything) {
+    return write_blocks(object, BlockSizes{}, staging == Staging::kWhereNeeded);
+  }
+  return lazy_write_blocks(object, {.min_direct = kMinLazyBytes}, may_wait);
 }
 
 /// Fills `buffer` with the bytes of a block, zeros between the pieces. With `checksums` they are added to it in the
@@ -96,7 +112,7 @@ class WritePipeline::Object {
   Object(const WriteObject& object, Storage& storage, const IoOptions& options, Staging staging)
       : object_(object),
         storage_(storage),
-        blocks_(write_blocks(object, BlockSizes{}, staging == Staging::kWhereNeeded)),
+        blocks_(cut(object, staging)),
         remaining_(blocks_.size()) {
     if (options.checksums) checksums_.emplace(object.size);
   }
@@ -181,12 +197,15 @@ class WritePipeline::Object {
   std::unique_ptr<ObjectWriter> writer_;
 };
 
-WritePipeline::WritePipeline(const WritePlan& plan, Storage& storage, const IoOptions& options, Staging staging)
+WritePipeline::WritePipeline(const WritePlan& plan, Storage& storage, const IoOptions& options, Staging staging,
+                             const WriteGuard::Limits& limits)
     : plan_(plan),
       options_(options),
+      staging_(staging),
+      limits_(limits),
       meter_(total_bytes(plan), options_.on_progress),
       own_budget_(budget_or_default(options)),
-      budget_(staging == Staging::kEverything ? shared_budget(own_budget_.limit()) : own_budget_),
+      budget_(staging == Staging::kWhereNeeded ? own_budget_ : shared_budget(own_budget_.limit())),
       threads_(std::max<std::size_t>(1, options.io_concurrency)),
       writes_(threads_, options.stop) {
   objects_.reserve(plan.objects.size());
@@ -195,12 +214,15 @@ WritePipeline::WritePipeline(const WritePlan& plan, Storage& storage, const IoOp
   }
 }
 
-WritePipeline::~WritePipeline() = default;
+WritePipeline::~WritePipeline() {
+  if (lazy_) lazy_->close();
+}
 
 void WritePipeline::stage() {
   started_ = true;
   // The next take finds this memory warm.
   staging_pool().keep_at_least(std::min(total_bytes(plan_), budget_.limit()) / kStagingBufferBytes + 1);
+  if (staging_ != Staging::kEverything) begin_lazy_copies();
   const std::stop_token stop = writes_.stop_token();
   // The copies end when a write fails: there is no sense in the rest.
   ThreadPool cores(std::max(1U, std::thread::hardware_concurrency()));
@@ -208,14 +230,12 @@ void WritePipeline::stage() {
   for (const auto& object : objects_) {
     if (object->blocks().empty()) writes_.run([object, stop] { object->write_empty(stop); });
     for (const WriteBlock& block : object->blocks()) {
+      if (later_.contains(&block)) continue;
       copies.run([this, object, &block, stop] {
-        auto lease = std::make_shared<MemoryBudget::Lease>(budget_.acquire(Object::staged_bytes(), stop));
-        auto buffer = std::make_shared<BufferPool::Buffer>(staging_pool().acquire());
-        object->stage(block, buffer->span());
-        writes_.run([this, object, &block, stop, lease = std::move(lease), buffer = std::move(buffer)] {
-          object->write_staged(block, buffer->span(), stop);
-          meter_.add(block.range.size());
-        });
+        MemoryBudget::Lease lease = budget_.acquire(Object::staged_bytes(), stop);
+        BufferPool::Buffer buffer = staging_pool().acquire();
+        object->stage(block, buffer.span());
+        write_staged(object, block, std::move(lease), std::move(buffer));
       });
     }
   }
@@ -225,11 +245,83 @@ void WritePipeline::stage() {
     // When a write has failed the copies are stopped; its error comes from finish().
     if (error.code() != ErrorCode::kCancelled || options_.stop.stop_requested()) throw;
   }
+  if (lazy_) lazy_->run_ahead();
+}
+
+void WritePipeline::write_staged(const std::shared_ptr<Object>& object, const WriteBlock& block,
+                                 MemoryBudget::Lease lease, BufferPool::Buffer buffer) {
+  // A task has to be copyable.
+  auto held = std::make_shared<std::pair<MemoryBudget::Lease, BufferPool::Buffer>>(std::move(lease), std::move(buffer));
+  writes_.run([this, object, &block, stop = writes_.stop_token(), held = std::move(held)] {
+    object->write_staged(block, held->second.span(), stop);
+    meter_.add(block.range.size());
+  });
+}
+
+void WritePipeline::begin_lazy_copies() {
+  struct Part {
+    std::shared_ptr<Object> object;
+    const WriteBlock* block;
+    std::size_t region;
+  };
+  std::vector<Part> parts;
+  std::vector<TouchedBlock> touched;
+  std::vector<std::span<const std::byte>> regions;
+  std::vector<const WriteItem*> items;  // of the regions
+  for (const auto& object : objects_) {
+    for (const WriteBlock& block : object->blocks()) {
+      if (block.direct == nullptr) continue;
+      const WriteItem* item = block.pieces.front().item;
+      if (items.empty() || items.back() != item) {
+        items.push_back(item);
+        regions.emplace_back(block.direct, 0);
+      }
+      regions.back() = {regions.back().data(), regions.back().size() + block.range.size()};
+      parts.push_back({object, &block, regions.size() - 1});
+      touched.push_back({item->path, block.range.size()});
+    }
+  }
+  if (parts.empty()) return;
+  std::string why_not;
+  const bool protects = staging_ == Staging::kProtected;
+  lazy_ = LazyCopies::make(protects ? LazyPromise::kProtected : LazyPromise::kByCaller, limits_, budget_,
+                           writes_.stop_token(), why_not);
+  if (!lazy_) {
+    if (options_.on_notice) options_.on_notice("lazy staging is not possible, the state is copied at once: " + why_not);
+    return;
+  }
+  std::vector<Part> order;
+  std::vector<LazyBlock> blocks;
+  for (const std::size_t i : touch_order(touched)) {
+    order.push_back(parts[i]);
+    blocks.push_back({.memory = {parts[i].block->direct, parts[i].block->range.size()}, .region = parts[i].region});
+  }
+  const std::vector<bool> is_held = lazy_->start(
+      regions, std::move(blocks),
+      [this, order](std::size_t i, MemoryBudget::Lease lease, BufferPool::Buffer buffer) {
+        write_staged(order[i].object, *order[i].block, std::move(lease), std::move(buffer));
+      });
+  for (const Part& part : parts) {
+    if (is_held[part.region]) later_.insert(part.block);
+  }
+  const auto refused = std::find(is_held.begin(), is_held.end(), false);
+  if (refused == is_held.end() || !options_.on_notice || !protects) return;
+  options_.on_notice("lazy staging: " + std::to_string(std::count(is_held.begin(), is_held.end(), false)) + " of " +
+                     std::to_string(is_held.size()) +
+                     " large tensors can't be write-protected and are copied at once (memory that is shared, of a file "
+                     "or of a driver, or views of one storage); the first is '" +
+                     items[static_cast<std::size_t>(refused - is_held.begin())]->path + "'");
+}
+
+void WritePipeline::wait_copied() {
+  if (lazy_) lazy_->wait();
 }
 
 ChecksumTables WritePipeline::finish() {
   if (!started_) start();
+  wait_copied();
   writes_.wait(options_.poll);
+  if (lazy_) lazy_->close();
   meter_.finish();
   ChecksumTables tables;
   for (const auto& object : objects_) object->add_checksums(tables);

@@ -3,13 +3,17 @@
 
 #include <cstdint>
 #include <memory>
+#include <unordered_set>
 #include <vector>
 
 #include "exec/buffer_pool.h"
 #include "exec/memory_budget.h"
 #include "exec/task_group.h"
+#include "exec/write_guard.h"
 #include "integrity/checksum_sidecar.h"
+#include "pipeline/lazy_copies.h"
 #include "pipeline/progress.h"
+#include "plan/blocks.h"
 #include "plan/write_plan.h"
 #include "torchsnapshot/io_options.h"
 #include "torchsnapshot/storage.h"
@@ -20,6 +24,8 @@ namespace torchsnapshot {
 enum class Staging : std::uint8_t {
   kWhereNeeded,  ///< only what can't be written from where it lies; the state's memory is read until finish() returns
   kEverything,   ///< all of it, by stage()
+  kProtected,    ///< all of it; large tensors later, before somebody writes to them (LazyPromise::kProtected)
+  kPromised,     ///< all of it; large tensors later (LazyPromise::kByCaller)
 };
 
 /// Writes every object of a plan. On an error the objects may be there in part. The plan and the storage outlive it.
@@ -27,15 +33,22 @@ enum class Staging : std::uint8_t {
 class WritePipeline {
  public:
   /// Starts threads, but no work. The options' observers live as long as this.
-  WritePipeline(const WritePlan& plan, Storage& storage, const IoOptions& options, Staging staging);
+  /// `limits`: of Staging::kProtected.
+  WritePipeline(const WritePlan& plan, Storage& storage, const IoOptions& options, Staging staging,
+                const WriteGuard::Limits& limits = {});
   ~WritePipeline();  ///< stops and waits; an error that nobody asked for is dropped
   WritePipeline(const WritePipeline&) = delete;
   WritePipeline& operator=(const WritePipeline&) = delete;
 
   /// Copies the state into buffers, on all cores, as the memory budget allows; what does not fit waits for writes to
-  /// end. When it returns the memory of the plan's items is not looked at any more. For Staging::kEverything, before
-  /// finish().
+  /// end. When it returns the memory of the plan's items is not looked at any more, but for that of lazy copies: of
+  /// tensors of some MB, contiguous on the CPU, whose views own their memory (an `owner` with a reference count). For
+  /// all but Staging::kWhereNeeded, before finish().
   void stage();
+  /// What stage() has left for later; null when there is nothing. It may be used when this is gone.
+  [[nodiscard]] std::shared_ptr<LazyCopies> lazy_copies() const noexcept { return lazy_; }
+  /// Waits until nothing is left for later. Throws when a copy failed.
+  void wait_copied();
   /// Waits until every object is written and durable. Returns their checksums; none without IoOptions::checksums.
   ChecksumTables finish();
   /// IoOptions::poll is not called from now on.
@@ -45,9 +58,14 @@ class WritePipeline {
   class Object;
 
   void start();
+  void begin_lazy_copies();
+  void write_staged(const std::shared_ptr<Object>& object, const WriteBlock& block, MemoryBudget::Lease lease,
+                    BufferPool::Buffer buffer);
 
   const WritePlan& plan_;
   IoOptions options_;
+  const Staging staging_;
+  const WriteGuard::Limits limits_;
   ProgressMeter meter_;
   MemoryBudget own_budget_;
   MemoryBudget& budget_;  ///< own_budget_, or the one that pending takes share
@@ -55,6 +73,8 @@ class WritePipeline {
   ThreadPool threads_;
   TaskGroup writes_;
   bool started_ = false;
+  std::unordered_set<const WriteBlock*> later_;  ///< what stage() does not copy
+  std::shared_ptr<LazyCopies> lazy_;             ///< the last: it uses the others
 };
 
 }  // namespace torchsnapshot

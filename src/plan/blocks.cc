@@ -52,7 +52,8 @@ std::byte* plain_target(const TensorRead& read) {
 /// The blocks of one object, made from left to right.
 class WriteCutter {
  public:
-  explicit WriteCutter(const BlockSizes& sizes) : sizes_(sizes) {}
+  /// `by_address`: direct blocks end at addresses that are multiples of sizes.staged.
+  explicit WriteCutter(const BlockSizes& sizes, bool by_address = false) : sizes_(sizes), by_address_(by_address) {}
 
   /// Goes on to `end` through a buffer: with bytes of `item`, or zeros.
   void stage(std::uint64_t end, const WriteItem* item) {
@@ -72,8 +73,8 @@ class WriteCutter {
     flush();
     while (staged_.range.end < end) {
       const std::uint64_t begin = staged_.range.end;
-      const ByteRange range{begin, std::min(end, next_multiple(begin, sizes_.direct))};
       const std::uint64_t within = begin - item.offset;
+      const ByteRange range{begin, std::min(end, next_cut(begin, memory + within))};
       blocks_.push_back({.range = range,
                          .direct = memory + within,
                          .pieces = {{.item = &item, .begin = within, .size = range.size(), .offset = begin}}});
@@ -87,6 +88,12 @@ class WriteCutter {
   }
 
  private:
+  /// Where a direct block from `begin` on, whose bytes lie at `memory`, ends at the latest.
+  [[nodiscard]] std::uint64_t next_cut(std::uint64_t begin, const std::byte* memory) const noexcept {
+    if (!by_address_) return next_multiple(begin, sizes_.direct);
+    return begin + sizes_.staged - reinterpret_cast<std::uintptr_t>(memory) % sizes_.staged;
+  }
+
   void flush() {
     if (staged_.range.size() == 0) return;
     const std::uint64_t end = staged_.range.end;
@@ -94,9 +101,27 @@ class WriteCutter {
   }
 
   const BlockSizes& sizes_;
+  bool by_address_;
   std::vector<WriteBlock> blocks_;
   WriteBlock staged_;  ///< being filled; its range ends where the next byte goes
 };
+
+template <typename MayBeDirect>
+std::vector<WriteBlock> cut_writes(const WriteObject& object, const BlockSizes& sizes, WriteCutter cutter,
+                                   const MayBeDirect& may_be_direct) {
+  for (const WriteItem& item : object.items) {
+    cutter.stage(item.offset, nullptr);
+    const ByteRange pages = whole_pages({item.offset, item.offset + item.size});
+    const std::byte* memory = pages.size() >= sizes.min_direct && may_be_direct(item) ? plain_memory(item) : nullptr;
+    if (memory != nullptr && is_congruent(memory, item.offset)) {
+      cutter.stage(pages.begin, &item);
+      cutter.write_direct(pages.end, item, memory);
+    }
+    cutter.stage(item.offset + item.size, &item);
+  }
+  cutter.stage(object.size, nullptr);
+  return cutter.finish();
+}
 
 /// What is read of an object: the reads, extended to whole steps and joined where the gap is small. Ascending.
 std::vector<ByteRange> needed_extents(const ObjectRead& object, std::uint64_t object_bytes, std::uint64_t step,
@@ -193,19 +218,12 @@ class ReadStager {
 }  // namespace
 
 std::vector<WriteBlock> write_blocks(const WriteObject& object, const BlockSizes& sizes, bool direct_allowed) {
-  WriteCutter cutter(sizes);
-  for (const WriteItem& item : object.items) {
-    cutter.stage(item.offset, nullptr);
-    const ByteRange pages = whole_pages({item.offset, item.offset + item.size});
-    const std::byte* memory = direct_allowed && pages.size() >= sizes.min_direct ? plain_memory(item) : nullptr;
-    if (memory != nullptr && is_congruent(memory, item.offset)) {
-      cutter.stage(pages.begin, &item);
-      cutter.write_direct(pages.end, item, memory);
-    }
-    cutter.stage(item.offset + item.size, &item);
-  }
-  cutter.stage(object.size, nullptr);
-  return cutter.finish();
+  return cut_writes(object, sizes, WriteCutter(sizes), [direct_allowed](const WriteItem&) { return direct_allowed; });
+}
+
+std::vector<WriteBlock> lazy_write_blocks(const WriteObject& object, const BlockSizes& sizes,
+                                          const std::function<bool(const WriteItem& item)>& may_wait) {
+  return cut_writes(object, sizes, WriteCutter(sizes, /*by_address=*/true), may_wait);
 }
 
 std::vector<ReadBlock> read_blocks(const ObjectRead& object, std::uint64_t object_bytes, std::uint64_t checksum_bytes,

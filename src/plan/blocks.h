@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "plan/read_plan.h"
@@ -44,6 +45,12 @@ struct WriteBlock {
 /// modulo kBlockAlignment is written from where it lies, but for the part of a page at either end, if that leaves at
 /// least sizes.min_direct; `direct_allowed` false: nothing is. The blocks refer to the items.
 std::vector<WriteBlock> write_blocks(const WriteObject& object, const BlockSizes& sizes, bool direct_allowed = true);
+
+/// As write_blocks, for memory that may be looked at later: the pages of an item for which `may_wait` says true, at
+/// least sizes.min_direct, become direct blocks of at most sizes.staged, cut where addresses (not offsets) are multiples
+/// of it: huge pages that such a block covers are left whole.
+std::vector<WriteBlock> lazy_write_blocks(const WriteObject& object, const BlockSizes& sizes,
+                                          const std::function<bool(const WriteItem& item)>& may_wait);
 
 /// Bytes of a block that go into one tensor: `range` of the object, which lies within read->range.
 struct ReadPiece {

@@ -17,6 +17,22 @@
 
 namespace torchsnapshot {
 
+namespace {
+
+Staging staging_of(StagingMode mode) {
+  switch (mode) {
+    case StagingMode::kLazy:
+      return Staging::kProtected;
+    case StagingMode::kPromised:
+      return Staging::kPromised;
+    case StagingMode::kEager:
+      break;
+  }
+  return Staging::kEverything;
+}
+
+}  // namespace
+
 /// The take, and the thread that ends it.
 class PendingSnapshot::Take {
  public:
@@ -28,8 +44,9 @@ class PendingSnapshot::Take {
         is_told_(static_cast<bool>(options.on_end)) {
     TakeOptions own = options;
     own.io.stop = stop_.get_token();
-    job_ = std::make_unique<TakeJob>(std::move(storage), app, own, Staging::kEverything);
+    job_ = std::make_unique<TakeJob>(std::move(storage), app, own, staging_of(options.staging));
     job_->stage();
+    lazy_copies_ = job_->lazy_copies();
     job_->stop_polling();
     thread_ = std::make_unique<std::thread>([this] { finish(); });
   }
@@ -39,6 +56,7 @@ class PendingSnapshot::Take {
       // A forked child has the object, but not the thread; what that held can't be touched.
       static_cast<void>(thread_.release());
       static_cast<void>(job_.release());
+      static_cast<void>(new std::shared_ptr<LazyCopies>(std::move(lazy_copies_)));
       return;
     }
     if (thread_) thread_->join();
@@ -67,6 +85,11 @@ class PendingSnapshot::Take {
     is_told_ = true;
     if (error_) std::rethrow_exception(error_);
     return *snapshot_;
+  }
+
+  void wait_staged() const {
+    check_process();
+    if (lazy_copies_) lazy_copies_->copy_all();
   }
 
   void cancel() { stop_.request_stop(); }
@@ -116,6 +139,7 @@ class PendingSnapshot::Take {
   NoticeFn notice_;
   std::function<void(const std::exception_ptr&)> on_end_;
   std::unique_ptr<TakeJob> job_;
+  std::shared_ptr<LazyCopies> lazy_copies_;  ///< not changed by finish()
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   bool done_ = false;
@@ -139,6 +163,10 @@ bool PendingSnapshot::wait_for(std::chrono::milliseconds timeout) const {
 
 Snapshot PendingSnapshot::wait() const {
   return take_->wait();
+}
+
+void PendingSnapshot::wait_staged() const {
+  take_->wait_staged();
 }
 
 void PendingSnapshot::cancel() const {

@@ -123,6 +123,7 @@ bool may_be_committed(Storage& storage, std::string_view text) {
 TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options, Staging staging)
     : storage_(std::move(storage)),
       io_(options.io),
+      on_copied_(options.on_copied),
       take_id_(make_take_id()),
       plan_(make_plan(app, options, take_id_)),
       metadata_(std::make_shared<SnapshotMetadata>()),
@@ -132,7 +133,8 @@ TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const Ta
   metadata_->manifest = std::move(plan_.manifest);
   text_ = write_sealed_metadata(*metadata_);
   for (const WriteObject& object : plan_.objects) written_.push_back(object.location);
-  pipeline_ = std::make_unique<WritePipeline>(plan_, *storage_, io_, staging);
+  pipeline_ = std::make_unique<WritePipeline>(plan_, *storage_, io_, staging,
+                                              WriteGuard::Limits{.user_faults = options.lazy_user_faults});
 }
 
 TakeJob::~TakeJob() {
@@ -168,6 +170,8 @@ void TakeJob::stage() {
 
 std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
   const std::vector<std::string> obsolete = step([this] {
+    pipeline_->wait_copied();
+    if (on_copied_) on_copied_();
     write_checksums(pipeline_->finish());
     pass_on_notices(*storage_, io_);
     pipeline_.reset();

@@ -1,6 +1,7 @@
 // One take, in the steps of the commit protocol.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,8 +23,10 @@ class TakeJob {
   TakeJob(const TakeJob&) = delete;
   TakeJob& operator=(const TakeJob&) = delete;
 
-  /// For Staging::kEverything: when it returns, the app state may change.
+  /// For all but Staging::kWhereNeeded: when it returns, the app state may change (but for what is promised not to).
   void stage();
+  /// See WritePipeline.
+  [[nodiscard]] std::shared_ptr<LazyCopies> lazy_copies() const noexcept { return pipeline_->lazy_copies(); }
   /// Writes what is left to write, and commits.
   std::shared_ptr<const SnapshotMetadata> finish();
   /// From now on nobody is asked between waits (IoOptions::poll), as the calling thread is another.
@@ -40,6 +43,7 @@ class TakeJob {
 
   std::shared_ptr<Storage> storage_;
   IoOptions io_;
+  std::function<void()> on_copied_;
   std::string take_id_;
   WritePlan plan_;
   std::shared_ptr<SnapshotMetadata> metadata_;

@@ -1,0 +1,83 @@
+// Memory that stays as it is until it is released: who writes to it is held up first.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+namespace torchsnapshot {
+
+/// Write-protects pages of this process by userfaultfd. A thread that writes to one sleeps until it is released; so does
+/// a system call that does (read() into the pages), where the kernel lets this process stop its system calls. A forked
+/// child has the same memory without the protection. Devices that write by DMA are not stopped: such memory must not be
+/// protected. The pages stay mapped until they are released.
+class WriteGuard {
+ public:
+  /// How much of the kernel to use. The defaults take what there is.
+  struct Limits {
+    /// Also where the kernel would fail system calls that write to protected pages (EFAULT) instead of holding them up.
+    bool user_faults = false;
+    bool no_unpopulated = false;  ///< for tests: as on Linux before 6.4
+    bool no_system_calls = false;  ///< for tests: as without the privilege to stop system calls
+  };
+  struct Observer {
+    /// A thread waits to write to `page`, until release() is called for it. Runs on a thread of the guard.
+    std::function<void(const std::byte* page)> on_write;
+    /// Protected memory was unmapped or emptied: its content is gone. Runs on a thread of the guard.
+    std::function<void(std::span<const std::byte> range)> on_lost;
+  };
+  struct Attempt {
+    std::unique_ptr<WriteGuard> guard;  ///< null where it is not possible
+    std::string why_not;                ///< for people, with the remedy
+  };
+
+  /// Observers must not throw, nor unmap protected memory.
+  static Attempt make(const Limits& limits, Observer observer);
+  ~WriteGuard();  ///< stops
+  WriteGuard(const WriteGuard&) = delete;
+  WriteGuard& operator=(const WriteGuard&) = delete;
+
+  /// Protects whole pages. False where the kernel does not allow it; then nothing is protected.
+  bool protect(std::span<const std::byte> pages);
+  /// Lifts the protection, and wakes who waits. Any part of what was protected, also twice. Thread-safe.
+  void release(std::span<const std::byte> pages) noexcept;
+  /// Releases what it has of `pages`, for good: another guard may have them. Thread-safe.
+  void give_up(std::span<const std::byte> pages) noexcept;
+  /// Releases everything, for good. The observers are not called any more when it returns. One owner thread.
+  void stop() noexcept;
+
+ private:
+  WriteGuard(int descriptor, bool populates, Observer observer);
+  void watch() noexcept;
+  void handle_events() noexcept;
+
+  int descriptor_;
+  int stop_event_;
+  bool populates_;  ///< pages have to be there to be protected
+  Observer observer_;
+  std::mutex mutex_;
+  std::vector<std::span<const std::byte>> ranges_;  ///< guarded by mutex_; empty once stopped
+  std::vector<std::jthread> threads_;
+};
+
+/// Half-open ranges of addresses, ascending, of memory that belongs to this process alone: writable, private, without a
+/// file, by the text of /proc/self/maps. Adjacent ones are joined.
+struct AddressRange {
+  std::uintptr_t begin = 0;
+  std::uintptr_t end = 0;
+  friend bool operator==(const AddressRange&, const AddressRange&) = default;
+};
+std::vector<AddressRange> private_memory(std::string_view maps);
+/// That of this process, now.
+std::vector<AddressRange> private_memory();
+/// Whether one of `ranges` has all of `memory`.
+bool is_within(std::span<const std::byte> memory, const std::vector<AddressRange>& ranges) noexcept;
+
+}  // namespace torchsnapshot

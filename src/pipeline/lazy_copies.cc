@@ -1,0 +1,357 @@
+// The life of a block:
+//  1. held: its pages are protected (or the caller has promised not to write to them).
+//  2. copying: claimed by one thread, which has memory for it already: the thread that runs ahead, a thread that is about
+//     to write (copy_now, copy_all), or a thread of the guard, for one that sleeps in its write.
+//  3. over: copied, the protection lifted (which wakes who sleeps), the copy delivered. Or given up.
+// The protection is lifted before the copy is delivered: nobody sleeps longer than the copy takes.
+
+#include "pipeline/lazy_copies.h"
+
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <numeric>
+#include <unordered_map>
+#include <utility>
+
+#include "exec/fork_lock.h"
+#include "plan/blocks.h"
+#include "torchsnapshot/error.h"
+
+namespace torchsnapshot {
+namespace {
+
+constexpr std::chrono::milliseconds kPatience(1000);
+
+/// All that are under way in this process.
+class Pending {
+ public:
+  static Pending& get() {
+    // Never destroyed: takes may be pending when static objects go.
+    static Pending* all = [] {
+      auto* made = new Pending;
+      lock_over_fork(made->mutex_);
+      return made;
+    }();
+    return *all;
+  }
+
+  void add(const std::shared_ptr<LazyCopies>& copies) {
+    const std::lock_guard lock(mutex_);
+    leave_parent();
+    std::erase_if(all_, [](const auto& other) { return other.expired(); });
+    all_.push_back(copies);
+    count_.store(all_.size());
+  }
+
+  std::vector<std::shared_ptr<LazyCopies>> all() {
+    std::vector<std::shared_ptr<LazyCopies>> found;
+    if (count_.load() == 0) return found;
+    const std::lock_guard lock(mutex_);
+    leave_parent();
+    for (const auto& one : all_) {
+      if (auto copies = one.lock()) found.push_back(std::move(copies));
+    }
+    return found;
+  }
+
+ private:
+  /// In a forked child nothing is protected, and its parent's threads are not there.
+  void leave_parent() {
+    if (owner_ == getpid()) return;
+    owner_ = getpid();
+    all_.clear();
+    count_.store(0);
+  }
+
+  std::mutex mutex_;
+  pid_t owner_ = getpid();
+  std::vector<std::weak_ptr<LazyCopies>> all_;
+  std::atomic<std::size_t> count_{0};
+};
+
+}  // namespace
+
+std::shared_ptr<LazyCopies> LazyCopies::make(LazyPromise promise, const WriteGuard::Limits& limits,
+                                             MemoryBudget& budget, std::stop_token stop, std::string& why_not) {
+  std::shared_ptr<LazyCopies> copies(new LazyCopies(budget, std::move(stop)));
+  if (promise == LazyPromise::kProtected) {
+    WriteGuard::Attempt attempt = WriteGuard::make(
+        limits, {.on_write = [raw = copies.get()](const std::byte* page) { raw->on_write(page); },
+                 .on_lost = [raw = copies.get()](std::span<const std::byte> range) { raw->on_lost(range); }});
+    if (!attempt.guard) {
+      why_not = std::move(attempt.why_not);
+      return nullptr;
+    }
+    copies->guard_ = std::move(attempt.guard);
+  }
+  Pending::get().add(copies);
+  return copies;
+}
+
+LazyCopies::~LazyCopies() {
+  close();
+}
+
+std::vector<bool> LazyCopies::start(const std::vector<std::span<const std::byte>>& regions,
+                                    std::vector<LazyBlock> blocks, Deliver deliver) {
+  // What other takes hold of this memory has to be copied first: only one guard can have a page.
+  for (const auto& copies : Pending::get().all()) {
+    if (copies.get() == this) continue;
+    for (const auto& region : regions) copies->let_go(region);
+  }
+  std::vector<bool> is_held(regions.size(), false);
+  std::vector<std::size_t> ascending(regions.size());
+  std::iota(ascending.begin(), ascending.end(), 0U);
+  std::sort(ascending.begin(), ascending.end(),
+            [&](std::size_t a, std::size_t b) { return regions[a].data() < regions[b].data(); });
+  const std::lock_guard lock(mutex_);
+  const auto usable = guard_ ? private_memory() : std::vector<AddressRange>{};
+  const std::byte* end = nullptr;
+  for (const std::size_t i : ascending) {
+    const auto& region = regions[i];
+    if (region.data() < end) continue;  // views of one storage
+    is_held[i] = !guard_ || (is_within(region, usable) && guard_->protect(region));
+    if (is_held[i]) end = region.data() + region.size();
+  }
+  std::size_t index = 0;
+  for (const LazyBlock& block : blocks) {
+    if (is_held[block.region]) blocks_.push_back({.memory = block.memory, .index = index});
+    ++index;
+  }
+  by_address_.resize(blocks_.size());
+  std::iota(by_address_.begin(), by_address_.end(), 0U);
+  std::sort(by_address_.begin(), by_address_.end(),
+            [this](std::size_t a, std::size_t b) { return blocks_[a].memory.data() < blocks_[b].memory.data(); });
+  held_ = blocks_.size();
+  deliver_ = std::move(deliver);
+  return is_held;
+}
+
+void LazyCopies::run_ahead() {
+  if (has_rest()) threads_.emplace_back([this] { try_copy_rest(); });
+}
+
+void LazyCopies::try_copy_rest() noexcept {
+  try {
+    copy_rest();
+  } catch (...) {
+    fail(std::current_exception());
+  }
+}
+
+void LazyCopies::copy_rest() {
+  while (has_rest()) {
+    // First the memory, then the block: who waits for a copy must not wait for memory as well.
+    MemoryBudget::Lease lease = budget_.acquire(kStagingBufferBytes, end_.get_token());
+    BufferPool::Buffer buffer = staging_pool().acquire();
+    std::size_t block = 0;
+    if (!claim_next(block)) return;
+    copy(block, std::move(lease), std::move(buffer));
+  }
+}
+
+void LazyCopies::copy_all() {
+  std::vector<std::jthread> helpers;
+  // This thread and the one that runs ahead are there already.
+  for (unsigned i = 2; i < std::thread::hardware_concurrency() && has_rest(); ++i) {
+    helpers.emplace_back([this] { try_copy_rest(); });
+  }
+  try_copy_rest();
+  helpers.clear();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return copying_ == 0; });
+}
+
+void LazyCopies::copy_now(std::span<const std::byte> memory) {
+  std::vector<std::size_t> blocks;
+  {
+    const std::lock_guard lock(mutex_);
+    blocks = blocks_in(memory);
+  }
+  for (const std::size_t block : blocks) copy_urgently(block);
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] {
+    return std::none_of(blocks.begin(), blocks.end(),
+                        [this](std::size_t block) { return blocks_[block].state == State::kCopying; });
+  });
+}
+
+void LazyCopies::let_go(std::span<const std::byte> memory) {
+  copy_now(memory);
+  if (guard_) guard_->give_up(memory);
+}
+
+void LazyCopies::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, stop_, [this] { return (held_ == 0 && copying_ == 0) || error_ || is_closed_; });
+  if (error_) std::rethrow_exception(error_);
+}
+
+void LazyCopies::close() noexcept {
+  {
+    std::unique_lock lock(mutex_);
+    is_closed_ = true;
+    changed_.notify_all();
+    lock.unlock();
+    end_.request_stop();
+    lock.lock();
+    changed_.wait(lock, [this] { return copying_ == 0; });
+  }
+  threads_.clear();
+  if (guard_) guard_->stop();
+  const std::lock_guard lock(mutex_);
+  deliver_ = nullptr;
+}
+
+bool LazyCopies::has_rest() const {
+  const std::lock_guard lock(mutex_);
+  return held_ > 0 && !is_closed_ && !error_;
+}
+
+bool LazyCopies::claim(std::size_t block) {
+  const std::lock_guard lock(mutex_);
+  if (is_closed_ || blocks_[block].state != State::kHeld) return false;
+  blocks_[block].state = State::kCopying;
+  --held_;
+  ++copying_;
+  return true;
+}
+
+bool LazyCopies::claim_next(std::size_t& block) {
+  std::size_t at = 0;
+  while (true) {
+    {
+      const std::lock_guard lock(mutex_);
+      while (next_ < blocks_.size() && blocks_[next_].state != State::kHeld) ++next_;
+      if (next_ == blocks_.size() || is_closed_) return false;
+      at = next_;
+    }
+    if (claim(at)) {
+      block = at;
+      return true;
+    }
+  }
+}
+
+void LazyCopies::copy(std::size_t block, MemoryBudget::Lease lease, BufferPool::Buffer buffer) noexcept {
+  const std::span<const std::byte> memory = blocks_[block].memory;
+  std::memcpy(buffer.span().data(), memory.data(), memory.size());
+  release(memory);
+  try {
+    deliver_(blocks_[block].index, std::move(lease), std::move(buffer));
+  } catch (...) {
+    fail(std::current_exception());
+  }
+  // Under the lock: whoever sees that nothing is being copied may end all this.
+  const std::lock_guard lock(mutex_);
+  blocks_[block].state = State::kOver;
+  --copying_;
+  changed_.notify_all();
+}
+
+void LazyCopies::copy_urgently(std::size_t block) noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    if (is_closed_ || blocks_[block].state != State::kHeld) return;
+  }
+  try {
+    MemoryBudget::Lease lease = budget_.acquire_within(kStagingBufferBytes, kPatience, end_.get_token());
+    BufferPool::Buffer buffer = staging_pool().acquire();
+    if (claim(block)) copy(block, std::move(lease), std::move(buffer));
+  } catch (...) {
+    // Its take was stopped, or there is no memory: then it fails, but nobody else does.
+    fail(std::current_exception());
+    if (!claim(block)) return;
+    release(blocks_[block].memory);
+    const std::lock_guard lock(mutex_);
+    blocks_[block].state = State::kOver;
+    --copying_;
+    changed_.notify_all();
+  }
+}
+
+void LazyCopies::on_write(const std::byte* page) noexcept {
+  std::vector<std::size_t> found;
+  {
+    const std::lock_guard lock(mutex_);  // start() has it while it protects
+    found = blocks_in({page, 1});
+  }
+  if (!found.empty()) copy_urgently(found[0]);
+  // It may have been over when the message came, or be closed; while somebody copies, the end of that wakes them.
+  {
+    const std::lock_guard lock(mutex_);
+    if (!found.empty() && blocks_[found[0]].state == State::kCopying) return;
+  }
+  release({page, kBlockAlignment});
+}
+
+void LazyCopies::on_lost(std::span<const std::byte> range) noexcept {
+  bool is_needed = false;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const std::size_t block : blocks_in(range)) {
+      if (blocks_[block].state == State::kOver) continue;
+      is_needed = true;
+      if (blocks_[block].state != State::kHeld) continue;
+      blocks_[block].state = State::kOver;
+      --held_;
+    }
+  }
+  if (!is_needed) return;
+  fail(std::make_exception_ptr(
+      Error(ErrorCode::kInvalidArgument,
+            "the memory of a tensor was given back (storage.resize_, perhaps) while a lazy take still needed it; take "
+            "the snapshot with eager staging")));
+}
+
+void LazyCopies::release(std::span<const std::byte> memory) noexcept {
+  if (guard_) guard_->release(memory);
+}
+
+void LazyCopies::fail(std::exception_ptr error) noexcept {
+  const std::lock_guard lock(mutex_);
+  // What comes of a stop is no reason of its own.
+  if (!error_ && !end_.stop_requested()) error_ = std::move(error);
+  changed_.notify_all();
+}
+
+std::vector<std::size_t> LazyCopies::blocks_in(std::span<const std::byte> memory) const {
+  std::vector<std::size_t> found;
+  auto at = std::partition_point(by_address_.begin(), by_address_.end(), [&](std::size_t block) {
+    return blocks_[block].memory.data() + blocks_[block].memory.size() <= memory.data();
+  });
+  for (; at != by_address_.end() && blocks_[*at].memory.data() < memory.data() + memory.size(); ++at) {
+    found.push_back(*at);
+  }
+  return found;
+}
+
+void finish_lazy_copies(std::span<const std::byte> memory) {
+  for (const auto& copies : Pending::get().all()) copies->copy_now(memory);
+}
+
+std::vector<std::size_t> touch_order(const std::vector<TouchedBlock>& blocks) {
+  struct Walk {
+    std::uint64_t total = 0;
+    std::uint64_t before = 0;
+  };
+  const auto key_of = [](std::string_view path) { return path.substr(0, path.find('/')); };
+  std::unordered_map<std::string_view, Walk> keys;
+  for (const TouchedBlock& block : blocks) keys[key_of(block.path)].total += block.bytes;
+  std::vector<double> place(blocks.size());
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    Walk& key = keys[key_of(blocks[i].path)];
+    place[i] = static_cast<double>(key.before) / static_cast<double>(std::max<std::uint64_t>(1, key.total));
+    key.before += blocks[i].bytes;
+  }
+  std::vector<std::size_t> order(blocks.size());
+  std::iota(order.begin(), order.end(), 0U);
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return place[a] < place[b]; });
+  return order;
+}
+
+}  // namespace torchsnapshot
