@@ -32,7 +32,8 @@ collect() {
   works "${PYTHON:-python3}" --version || missing+=(python3 python3-venv python3-dev)
   # Debian splits its Python; others come whole.
   if [[ $(readlink -f "$(command -v "${PYTHON:-python3}")") == /usr/bin/* ]]; then need python3-venv python3-dev; fi
-  need ccache libcli11-dev libyaml-cpp-dev liburing-dev libgtest-dev libgmock-dev librapidcheck-dev nlohmann-json3-dev
+  need ccache libcli11-dev libcurl4-openssl-dev libyaml-cpp-dev liburing-dev
+  need libgtest-dev libgmock-dev librapidcheck-dev nlohmann-json3-dev
   if $lint; then
     works clang-format --version || missing+=(clang-format)
     works clang-tidy --version || missing+=(clang-tidy)
@@ -42,7 +43,7 @@ collect() {
 
 if ! command -v dpkg-query >/dev/null; then
   echo "setup: no Debian packages on this system. Install by its own means: g++ (C++20), cmake, ninja, make, ccache," \
-       "Python 3.11+ with its headers, yaml-cpp, gtest and gmock, rapidcheck, nlohmann-json, clang-format and clang-tidy"
+       "Python 3.11+ with its headers, libcurl, yaml-cpp, gtest and gmock, rapidcheck, nlohmann-json, clang-format and clang-tidy"
 else
   collect
   if ((${#missing[@]})); then
