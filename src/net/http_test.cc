@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <fcntl.h>
-
 #include <thread>
 
 #include "net/testing_server.h"

@@ -1,6 +1,7 @@
 // The test servers of tests/servers as a child process, for tests.
 #pragma once
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <spawn.h>
 #include <sys/wait.h>
