@@ -1,4 +1,5 @@
 // The JSON API of Google Cloud Storage, for emulators (STORAGE_EMULATOR_HOST), which know nothing else.
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -70,7 +71,7 @@ class JsonApi final : public ObjectApi {
     request.body = content;
     request.headers.emplace_back("Content-Type", "application/octet-stream");
     const StoreAnswer answer = client_->send(request, stop);
-    if (!answer.ok()) settle(request, answer, content.size(), stop);
+    if (!answer.ok()) settle(request, answer, stop);
   }
 
   Upload start_upload(const std::string& key, std::uint64_t size, std::uint64_t, const std::stop_token& stop) override {
@@ -94,23 +95,29 @@ class JsonApi final : public ObjectApi {
                         const std::stop_token& stop) override {
     const std::shared_ptr<Session> session = session_of(upload);
     const std::lock_guard lock(session->mutex);
-    if (number != session->next) {
+    // The last chunk makes the object appear: it is for complete_upload.
+    const auto is_last = [&](std::uint64_t size) { return session->sent + size == session->size; };
+    if (number != session->next || is_last(content.size())) {
       session->early.emplace(number, std::vector<std::byte>(content.begin(), content.end()));
-      return {.number = number, .tag = ""};
+    } else {
+      put_chunk(key, upload, *session, content, stop);
     }
-    put_chunk(key, upload, *session, content, stop);
-    for (auto early = session->early.find(session->next); early != session->early.end();
-         early = session->early.find(session->next)) {
+    for (auto early = session->early.find(session->next);
+         early != session->early.end() && !is_last(early->second.size()); early = session->early.find(session->next)) {
       put_chunk(key, upload, *session, early->second, stop);
       session->early.erase(early);
     }
     return {.number = number, .tag = ""};
   }
 
-  // The last chunk has completed the object.
   void complete_upload(const std::string& key, const Upload& upload, const std::vector<UploadedPart>&,
                        std::uint64_t size, const std::stop_token& stop) override {
     const std::shared_ptr<Session> session = session_of(upload);
+    {
+      const std::lock_guard lock(session->mutex);
+      const auto last = session->early.find(session->next);
+      if (last != session->early.end()) put_chunk(key, upload, *session, last->second, stop);
+    }
     forget(upload);
     const auto facts = head(key, stop);
     if (session->sent != size || !facts || facts->size != size) {
@@ -208,7 +215,7 @@ class JsonApi final : public ObjectApi {
                                                       std::to_string(session.size));
     const StoreAnswer answer = client_->send(request, stop);
     const bool is_last = session.sent + content.size() == session.size;
-    const bool done_before = is_last && answer.may_have_acted && answer.status() == 404;
+    const bool done_before = is_last && answer.status() == 404;  // complete_upload looks whether it is there
     if (is_last ? !answer.ok() && !done_before : answer.status() != 308) {
       if (answer.status() == 412) fail_exists(request);
       throw client_->error_of(request, answer);
@@ -217,11 +224,15 @@ class JsonApi final : public ObjectApi {
     ++session.next;
   }
 
-  /// See XmlApi: an answer may have been lost. There is no mark here; the size has to do.
-  void settle(const StoreRequest& request, const StoreAnswer& answer, std::uint64_t size, const std::stop_token& stop) {
-    if (answer.status() == 412 && answer.may_have_acted) {
+  /// See XmlApi: an answer may have been lost. There is no mark here, so the content has to do.
+  void settle(const StoreRequest& request, const StoreAnswer& answer, const std::stop_token& stop) {
+    if (answer.status() == 412) {
       const auto facts = head(request.key, stop);
-      if (facts && facts->size == size) return;
+      if (facts && facts->size == request.body.size()) {
+        std::vector<std::byte> content(facts->size);
+        get_range(request.key, *facts, 0, content, stop);
+        if (std::equal(content.begin(), content.end(), request.body.begin())) return;
+      }
     }
     if (answer.status() == 412) fail_exists(request);
     throw client_->error_of(request, answer);

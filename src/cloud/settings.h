@@ -29,7 +29,8 @@ struct StoreSettings {
   std::uint32_t concurrency = 16;  ///< requests at once where one call needs many (sizes, remove)
   std::chrono::milliseconds connect_timeout{10'000};
   std::chrono::milliseconds stall_timeout{20'000};
-  std::chrono::milliseconds retry_timeout{180'000};
+  std::chrono::milliseconds retry_timeout{180'000};  ///< no attempt starts later than this after the first
+  std::chrono::milliseconds retry_base{100};         ///< the longest first pause
   std::string ca_bundle{};
 
   bool send_checksums = true;  ///< CRC-32C of bodies in a header, which the store compares

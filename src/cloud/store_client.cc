@@ -14,6 +14,7 @@ using std::chrono::seconds;
 namespace {
 
 constexpr int kAttemptsToReach = 4;  // of a server that never answered: more likely a typo than a fault
+constexpr int kDamagedAttempts = 4;  // of a body whose checksum the store finds wrong
 
 }  // namespace
 
@@ -22,10 +23,10 @@ struct StoreClient::Attempt {
   StoreRequest request;
   std::shared_ptr<const Credentials> credentials;
   StoreFault fault;
-  bool may_have_acted = false;
   bool renewed = false;
   bool clock_set = false;
   int unreachable = 0;
+  int damaged = 0;
   int moves = 0;
   std::optional<HttpUrl> redirected;
 };
@@ -130,11 +131,12 @@ Verdict StoreClient::judge(const HttpResult& result, Attempt& attempt) {
   switch (classify(result, attempt.fault)) {
     case FaultClass::kTransient:
       verdict.kind = Kind::kRetry;
-      // 503 and 429 say that nothing was done; after the rest nobody knows.
-      if (status != 503 && status != 429) attempt.may_have_acted = true;
       break;
     case FaultClass::kUnreachable:
       if (was_reached_ || ++attempt.unreachable < kAttemptsToReach) verdict.kind = Kind::kRetry;
+      break;
+    case FaultClass::kDamaged:
+      if (++attempt.damaged < kDamagedAttempts) verdict.kind = Kind::kRetry;
       break;
     case FaultClass::kClockSkew:
       if (const auto theirs = parse_http_date(result.response.header("date")); theirs && !attempt.clock_set) {
@@ -174,10 +176,9 @@ StoreAnswer StoreClient::send(const StoreRequest& request, const std::stop_token
   Attempt attempt{.request = request, .credentials = {}, .fault = {}, .redirected = {}};
   StoreAnswer answer;
   answer.result = perform_with_retries(
-      {.give_up = retry_timeout}, [&] { return send_once(attempt, stop); },
+      {.base = settings_.retry_base, .give_up = retry_timeout}, [&] { return send_once(attempt, stop); },
       [&](const HttpResult& result) { return judge(result, attempt); }, stop, log);
   answer.fault = std::move(attempt.fault);
-  answer.may_have_acted = attempt.may_have_acted;
   if (log.failures() > 1) {
     answer.attempts = log.summary(std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - start));
   }

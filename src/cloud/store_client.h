@@ -40,9 +40,8 @@ struct StoreRequest {
 /// An answer that is no transient failure, and what it took.
 struct StoreAnswer {
   HttpResult result;
-  StoreFault fault;             ///< when it is no success
-  bool may_have_acted = false;  ///< an earlier attempt failed in a way that the store may have done the work
-  std::string attempts;         ///< "after 2 attempts in 0.1 s (1x 503 SlowDown)"; "" for one
+  StoreFault fault;      ///< when it is no success
+  std::string attempts;  ///< "after 2 attempts in 0.1 s (1x 503 SlowDown)"; "" for one
 
   [[nodiscard]] int status() const noexcept { return result.response.status; }
   [[nodiscard]] bool ok() const noexcept {

@@ -23,6 +23,8 @@ constexpr std::array<std::string_view, 4> kExpiredCodes = {"ExpiredToken", "Toke
                                                            "ExpiredTokenException", "RequestExpired"};
 constexpr std::array<std::string_view, 4> kElsewhereCodes = {
     "PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"};
+constexpr std::array<std::string_view, 3> kDamagedCodes = {"BadDigest", "XAmzContentSHA256Mismatch",
+                                                           "XAmzContentChecksumMismatch"};
 constexpr std::array<int, 7> kTransientStatus = {408, 425, 429, 500, 502, 503, 504};
 
 /// One printable line of bounded length; a store's text is shown, but not trusted.
@@ -109,6 +111,7 @@ FaultClass classify(const HttpResult& result, const StoreFault& fault) {
   if (is_one_of(fault.code, kElsewhereCodes) || status == 301 || status == 307 || status == 302) {
     return FaultClass::kElsewhere;
   }
+  if (is_one_of(fault.code, kDamagedCodes)) return FaultClass::kDamaged;
   const bool transient_status =
       std::find(kTransientStatus.begin(), kTransientStatus.end(), status) != kTransientStatus.end();
   if (transient_status || is_one_of(fault.code, kTransientCodes)) return FaultClass::kTransient;
@@ -173,6 +176,12 @@ std::string remedy_of(const HttpResult& result, const StoreFault& fault, std::st
   }
   if (fault.code == "InvalidAccessKeyId" || fault.code == "SignatureDoesNotMatch") {
     return "check the access key and its secret" + from;
+  }
+  if (is_one_of(fault.code, kDamagedCodes)) {
+    return "the content was changed on its way to the store: check the memory and network of this machine";
+  }
+  if (result.response.status == 501 || fault.code == "NotImplemented") {
+    return "this store lacks something that is used: try checksum=none";
   }
   if (fault.code == "RequestTimeTooSkewed") return "set the clock of this machine";
   if (is_one_of(fault.code, kExpiredCodes) || result.response.status == 401) return "renew the credentials" + from;

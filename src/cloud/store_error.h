@@ -29,6 +29,7 @@ enum class FaultClass : std::uint8_t {
   kExpired,      ///< renew the credentials
   kElsewhere,    ///< another region or host
   kUnreachable,  ///< no such host, or nobody answers: transient only where it worked before
+  kDamaged,      ///< the body did not arrive as it was sent
   kCancelled,
   kFinal
 };

@@ -221,17 +221,19 @@ class XmlApi final : public ObjectApi {
     get.headers.emplace_back("Range", "bytes=0-0");
     get.max_text = 64U << 10U;
     const StoreAnswer told = client_->send(get, stop);
-    if (told.ok() || told.status() == 416) answer = client_->send(request, stop);  // region, clock or key are set right
+    if (told.ok() || told.status() == 416 || told.status() == 404)
+      answer = client_->send(request, stop);  // region, clock or key are set right
     if (answer.ok() || answer.status() == 404) return answer;
     throw client_->error_of(get, told.ok() ? answer : told);
   }
 
-  /// A conditional write that failed: the answer to an earlier attempt may have been lost on the way, after the store
-  /// had done the work. Then the object is there and carries our mark.
+  /// A conditional write that failed: the answer to an earlier attempt (libcurl makes some by itself, on connections
+  /// that turn out to be dead) may have been lost on the way, after the store had done the work. Then the object is
+  /// there and carries our mark.
   void settle(const StoreRequest& request, const StoreAnswer& answer, const std::string& marker, std::uint64_t size,
               const std::stop_token& stop) {
     const bool may_be_ours = answer.status() == 412 || answer.status() == 404 || answer.status() == 409;
-    if (answer.may_have_acted && may_be_ours) {
+    if (answer.result.fault == TransportFault::kNone && may_be_ours) {
       const StoreAnswer found = look(request.key, stop);
       if (found.ok() && found.result.response.header(marker_header()) == marker &&
           facts_of(found.result.response).size == size) {

@@ -73,6 +73,10 @@ class TestServer {
   [[nodiscard]] nlohmann::json counts() const {
     return nlohmann::json::parse(control("counts", nlohmann::json::object()));
   }
+  /// An attribute of the server object.
+  [[nodiscard]] nlohmann::json state(const std::string& name) const {
+    return nlohmann::json::parse(control("get", {{"name", name}}));
+  }
   /// How many requests of an operation came.
   [[nodiscard]] int count(const std::string& operation) const { return counts()["requests"].value(operation, 0); }
   [[nodiscard]] int fault_count(const std::string& kind) const { return counts()["faults"].value(kind, 0); }

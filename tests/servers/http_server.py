@@ -215,6 +215,8 @@ class HttpServer:
             self.clear()
         elif request.path == "/_control/set":
             self.set_state(content)
+        elif request.path == "/_control/get":
+            return Response(200, [json.dumps(getattr(self, content["name"])).encode()])
         elif request.path == "/_control/counts":
             with self.lock:
                 counts = {"requests": self.counts, "faults": self.fault_counts, "connections": self.connections}
