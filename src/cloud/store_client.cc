@@ -109,6 +109,8 @@ bool StoreClient::follow(const HttpResult& result, const StoreFault& fault, Atte
     HttpUrl target = parse_http_url(location, "the target of a redirection");
     const HttpUrl present = object_url(settings_, region(), "");
     if (present.scheme == "https" && target.scheme != "https") return false;
+    // A signature is for one host; a token would be good for the new one's owner, too.
+    if (settings_.kind != StoreKind::kS3 && target.authority != present.authority) return false;
     target.query.clear();  // ours is added
     attempt.redirected = std::move(target);
   } catch (const Error&) {
