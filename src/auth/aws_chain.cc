@@ -228,7 +228,7 @@ class Chain final : public CredentialSource {
 std::map<std::string, AwsProfile> load_aws_profiles(const Environment& environment) {
   std::map<std::string, AwsProfile> profiles;
   const auto add = [&](const std::string& variable, const std::string& usual) {
-    const auto text = read_small_file(environment.expand(environment.get_or(variable, usual)));
+    const auto text = read_credentials_file(environment.expand(environment.get_or(variable, usual)));
     if (!text) return;
     for (const auto& [name, fields] : parse_ini(*text)) {
       for (const auto& [key, value] : fields) profiles[name].insert_or_assign(key, value);

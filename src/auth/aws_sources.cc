@@ -122,7 +122,7 @@ class WebIdentity final : public CredentialSource {
     return "role " + role_.role_arn + " by the web identity in " + token_file_;
   }
   Credentials fetch(const std::stop_token& stop) override {
-    const auto token = read_small_file(token_file_);
+    const auto token = read_credentials_file(token_file_);
     if (!token) refuse("AWS_WEB_IDENTITY_TOKEN_FILE: " + token_file_ + " does not exist");
     Query form{{"Action", "AssumeRoleWithWebIdentity"}, {"WebIdentityToken", std::string(trim_ascii(*token))}};
     return ask_sts(*client_, role_, std::move(form), "STS (for " + name() + ")", nullptr, stop);
@@ -163,7 +163,7 @@ class Sso final : public CredentialSource {
     bool is_expired = false;
     for (const auto& file : std::filesystem::directory_iterator(sso_.cache_folder, ignored)) {
       if (file.path().extension() != ".json") continue;
-      const auto text = read_small_file(file.path().native());
+      const auto text = read_credentials_file(file.path().native());
       if (!text) continue;
       const JsonValue cached = parse_answer(*text, file.path().native());
       if (cached.field_text("startUrl") != sso_.start_url || cached.field_text("accessToken").empty()) continue;
@@ -193,7 +193,7 @@ class Container final : public CredentialSource {
       refuse("AWS_CONTAINER_CREDENTIALS_FULL_URI: " + host + " is neither this machine nor reached by https");
     }
     if (const auto file = environment_.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")) {
-      const auto token = read_small_file(*file);
+      const auto token = read_credentials_file(*file);
       if (!token) refuse("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE: " + *file + " does not exist");
       request.headers = {{"Authorization", std::string(trim_ascii(*token))}};
     } else if (const auto token = environment_.get("AWS_CONTAINER_AUTHORIZATION_TOKEN")) {

@@ -28,7 +28,7 @@ std::string Environment::expand(const std::string& path) const {
   return get_or("HOME", "/") + path.substr(1);
 }
 
-std::optional<std::string> read_small_file(const std::string& path) {
+std::optional<std::string> read_credentials_file(const std::string& path) {
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   if (!file) {

@@ -25,7 +25,7 @@ struct Environment {
 };
 
 /// The content of a file of at most 1 MiB; nothing when there is none. Throws Error for one that can't be read.
-std::optional<std::string> read_small_file(const std::string& path);
+std::optional<std::string> read_credentials_file(const std::string& path);
 
 /// Sections of an INI file as the AWS tools read it: "[name]", "key = value", comments at the front of a line by '#' or
 /// ';' and behind a value by " #" or " ;". Indented lines belong to the key above and are skipped. Names of sections

@@ -53,7 +53,7 @@ class Chain final : public CredentialSource {
   }
 
   Credentials fetch(const std::stop_token& stop) override {
-    const auto text = read_small_file(file_);
+    const auto text = read_credentials_file(file_);
     if (text) return from_file(*text, stop);
     if (file_was_chosen_) {
       throw Error(ErrorCode::kPermissionDenied, "the Google credentials file " + file_ + " does not exist");

@@ -303,7 +303,7 @@ class HttpServer:
         else:
             if fault and fault.kind == "flip_upload" and request.body:
                 body = bytearray(request.body)
-                body[fault.at] ^= 1
+                body[fault.at % len(body)] ^= 1
                 request.body = body
             response = self.handle(request)
         if fault and fault.kind == "lose_response":
@@ -370,7 +370,7 @@ class HttpServer:
         body = response.body
         if fault and fault.kind == "flip" and response.length:
             whole = bytearray(b"".join(body))
-            whole[fault.at] ^= 1
+            whole[fault.at % len(whole)] ^= 1
             body = [whole]
         if fault and fault.kind in ("reset_download", "close_download", "stall_download"):
             connection.sock.sendall(head + b"".join(body)[: fault.at])

@@ -1,8 +1,8 @@
 """The servers that give out credentials, for tests: STS, SSO, a container's endpoint, the metadata servers of AWS and
 Google, and Google's OAuth.
 
-As a program: prints "READY PORT" and serves until its standard input closes. Each answer carries a number that counts the
-requests of its kind, so that a test sees which answer was used.
+As a program: prints "READY PORT" and serves until its standard input closes. Each answer carries a number that counts
+the requests of its kind, so that a test sees which answer was used.
 """
 
 from __future__ import annotations
