@@ -46,8 +46,8 @@ def unregister_storage_plugin(scheme: str) -> None:
 
 
 def has_registered_plugin(scheme: str) -> bool:
-    """True if a plugin serves the scheme: one of this process, of an installed package, or, for what the engine does not
-    serve, of fsspec."""
+    """True if a plugin serves the scheme: one of this process, of an installed package or, for what the engine does
+    not serve, of fsspec."""
     if scheme in _factories or any(point.name == scheme for point in entry_points(ENTRY_POINT_GROUP)):
         return True
     return scheme not in _NATIVE_SCHEMES and is_fsspec_protocol(scheme)

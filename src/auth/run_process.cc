@@ -14,8 +14,6 @@
 
 #include "torchsnapshot/error.h"
 
-extern char** environ;
-
 namespace torchsnapshot {
 namespace {
 

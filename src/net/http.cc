@@ -41,7 +41,7 @@ struct Slot {
   Slot(const Slot&) = delete;
   Slot& operator=(const Slot&) = delete;
 
-  void close() {
+  void close() const {
     if (easy != nullptr) curl.easy_cleanup(easy);
     if (multi != nullptr) curl.multi_cleanup(multi);
   }
@@ -331,8 +331,9 @@ HttpResult HttpClient::perform(const HttpRequest& request, const std::stop_token
   const CurlLibrary& curl = pool_->curl;
   HeaderList headers(curl);
   for (const auto& [name, value] : request.headers) {
-    // "Name;" is how libcurl sends a header without a value.
-    headers.add(value.empty() ? name + ";" : name + ": " + value);
+    std::string line = name;
+    line.append(value.empty() ? ";" : ": ").append(value);  // "Name;" is how libcurl sends a header without a value
+    headers.add(line);
   }
   headers.add("Expect:");  // no waiting for a "100 Continue"
   headers.add("Accept:");

@@ -309,6 +309,11 @@ StoreConfig configure_gcs(const std::string& bucket_and_prefix, const StorageOpt
     config.credentials =
         google_credential_chain(options.text("credentials_file"), environment, find_ca_bundle(settings.ca_bundle));
   }
+  if (config.credentials && settings.endpoint->scheme != "https" && !is_loopback_host(settings.endpoint->host())) {
+    throw Error(ErrorCode::kInvalidArgument, "storage option 'endpoint_url': a token would go to " +
+                                                 settings.endpoint->authority +
+                                                 " without encryption; use https://, or anonymous=true");
+  }
   return config;
 }
 

@@ -339,6 +339,7 @@ def test_other_schemes_through_fsspec(tmp_path: pathlib.Path) -> None:
         Snapshot.take("nosuchscheme://x", state)
 
 
+@pytest.mark.no_sanitizer
 def test_without_libcurl(tmp_path: pathlib.Path) -> None:
     program = (
         "import torch\nfrom torchsnapshot import Snapshot, StateDict\n"
