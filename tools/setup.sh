@@ -2,14 +2,25 @@
 # Brings a Debian 12 machine (or a relative of it) to where `make` works: the missing apt packages, and .venv with
 # what requirements-dev.txt pins. Does nothing, in well under a second, where all of it is there.
 #
-# Usage: tools/setup.sh [--lint | --bench]    also what `make lint`, or `make bench`, needs
+# Usage: tools/setup.sh [--lint] [--bench] [--judges]
+#        --lint, --bench  also what `make lint`, or `make bench`, needs
+#        --judges  also radosgw, against which a test holds the object stores (64 MB; skipped where it is not installed)
 #        PYTHON=/path/to/python3 tools/setup.sh    the Python that .venv is made of; 3.11 or newer, default python3
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lint=false bench=false
-if [[ ${1:-} == --lint ]]; then lint=true; fi
-if [[ ${1:-} == --bench ]]; then bench=true; fi
+lint=false bench=false judges=false
+for argument; do
+  case $argument in
+    --lint) lint=true ;;
+    --bench) bench=true ;;
+    --judges) judges=true ;;
+    *)
+      echo "setup: $argument is no option" >&2
+      exit 2
+      ;;
+  esac
+done
 
 # --- system packages ---------------------------------------------------------------------------------------------
 works() { command -v "$1" >/dev/null && "$@" >/dev/null 2>&1; }
@@ -32,18 +43,20 @@ collect() {
   works "${PYTHON:-python3}" --version || missing+=(python3 python3-venv python3-dev)
   # Debian splits its Python; others come whole.
   if [[ $(readlink -f "$(command -v "${PYTHON:-python3}")") == /usr/bin/* ]]; then need python3-venv python3-dev; fi
-  need ccache libcli11-dev libyaml-cpp-dev liburing-dev libgtest-dev libgmock-dev librapidcheck-dev nlohmann-json3-dev
+  need ccache libcli11-dev libcurl4-openssl-dev libyaml-cpp-dev liburing-dev
+  need libgtest-dev libgmock-dev librapidcheck-dev nlohmann-json3-dev
   if $lint; then
     works clang-format --version || missing+=(clang-format)
     works clang-tidy --version || missing+=(clang-tidy)
     need clang libclang-rt-dev  # for the fuzzers
   fi
   if $bench; then need fio libbenchmark-dev; fi
+  if $judges; then need radosgw ceph-mon ceph-osd; fi
 }
 
 if ! command -v dpkg-query >/dev/null; then
   echo "setup: no Debian packages on this system. Install by its own means: g++ (C++20), cmake, ninja, make, ccache," \
-       "Python 3.11+ with its headers, yaml-cpp, gtest and gmock, rapidcheck, nlohmann-json, clang-format and clang-tidy"
+       "Python 3.11+ with its headers, libcurl, yaml-cpp, gtest and gmock, rapidcheck, nlohmann-json, clang-format and clang-tidy"
 else
   collect
   if ((${#missing[@]})); then

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -108,6 +109,11 @@ class Storage {
   virtual void remove(std::span<const std::string> locations) = 0;
 };
 
+/// Credentials by name, as a program's own code finds them: "access_key_id", "secret_access_key" and "session_token"
+/// for s3://, "token" for gs://; optionally "expires" (ISO 8601). Called when there are none yet and shortly before the
+/// last ones expire, by one thread at a time, which may be any. What it throws ends the operation.
+using CredentialsCallback = std::function<std::map<std::string, std::string>()>;
+
 /// Settings of a backend by name, as text. Each backend documents and validates its own.
 using StorageOptions = std::map<std::string, std::string>;
 
@@ -126,8 +132,19 @@ std::shared_ptr<Storage> open_fs_storage(const std::string& root, const StorageO
 /// removed. For tests and tools.
 std::shared_ptr<Storage> open_memory_storage(const std::string& name);
 
-/// Opens the backend of a URL: "path", "fs://path", "memory://name". Touches nothing yet.
-/// Throws Error(kUnsupported) for another scheme, naming those that this build has.
-std::shared_ptr<Storage> open_storage(const std::string& url, const StorageOptions& options = {});
+/// Objects in a bucket of S3, or of a store that speaks its protocol, below a prefix: "bucket/prefix". Options, and
+/// where credentials come from: docs/object-stores.md. Throws Error(kInvalidArgument) for an option that is unknown
+/// (the message lists the known ones) or malformed, Error(kUnsupported) without libcurl. Sends nothing yet.
+std::shared_ptr<Storage> open_s3_storage(const std::string& bucket_and_prefix, const StorageOptions& options = {},
+                                         CredentialsCallback credentials = nullptr);
+/// As open_s3_storage, for Google Cloud Storage.
+std::shared_ptr<Storage> open_gcs_storage(const std::string& bucket_and_prefix, const StorageOptions& options = {},
+                                          CredentialsCallback credentials = nullptr);
+
+/// Opens the backend of a URL: "path", "fs://path", "memory://name", "s3://bucket/prefix", "gs://bucket/prefix".
+/// Touches nothing yet. `credentials`: for the last two only. Throws Error(kUnsupported) for another scheme, naming
+/// those that this build has.
+std::shared_ptr<Storage> open_storage(const std::string& url, const StorageOptions& options = {},
+                                      const CredentialsCallback& credentials = nullptr);
 
 }  // namespace torchsnapshot

@@ -5,6 +5,7 @@
 #include "errors.h"
 #include "metadata.h"
 #include "snapshot.h"
+#include "storage.h"
 
 NB_MODULE(_core, module) {
   using namespace torchsnapshot::python;
@@ -13,5 +14,6 @@ NB_MODULE(_core, module) {
   register_errors(module);
   bind_metadata(module);
   bind_snapshot(module);
+  bind_storage(module);
   install_device_copier();
 }

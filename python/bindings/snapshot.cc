@@ -289,14 +289,6 @@ void bind_snapshot(nb::module_& module) {
       .def_prop_ro(
           "url", [](const Storage& storage) { return to_str(storage.url()); }, nb::sig("def url(self) -> str"));
   module.def(
-      "open_storage",
-      [](const nb::str& url, const StorageOptions& options) {
-        const std::string text = text_of(url.ptr());
-        const nb::gil_scoped_release release;
-        return open_storage(text, options);
-      },
-      nb::arg("url"), nb::arg("options"), "Opens a native backend.");
-  module.def(
       "open_plugin_storage",
       [](nb::object bridge, const nb::str& url) { return open_plugin_storage(std::move(bridge), text_of(url.ptr())); },
       nb::arg("bridge"), nb::arg("url"), "Wraps a PluginBridge.");

@@ -19,9 +19,6 @@ class Storage:
     @property
     def url(self) -> str: ...
 
-def open_storage(url: str, options: Mapping[str, str]) -> Storage:
-    """Opens a native backend."""
-
 def open_plugin_storage(bridge: object, url: str) -> Storage:
     """Wraps a PluginBridge."""
 
@@ -156,3 +153,18 @@ def release_staging_memory() -> None:
     """
     Gives the buffers that takes have left back to the system, but for 64 MiB.
     """
+
+def open_storage(url: str, options: Mapping[str, str], credentials: object | None = None) -> Storage:
+    """Opens a native backend."""
+
+def storage_write(storage: Storage, location: str, data: object) -> None:
+    """Creates or replaces an object."""
+
+def storage_read(storage: Storage, location: str, begin: int | None = None, end: int | None = None) -> bytes:
+    """The whole object, or [begin, end) of it."""
+
+def storage_remove(storage: Storage, location: str) -> None:
+    """Removes an object; one that is not there is no error."""
+
+def storage_list(storage: Storage, prefix: str) -> list[str]:
+    """Locations that start with a prefix, sorted."""

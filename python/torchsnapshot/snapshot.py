@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import _core, knobs
 from . import pending_snapshot as _pending
 from ._in_place import skip_self_copies
+from ._native_storage import open_native_storage
 from ._operation import Operation, operation
 from ._plugin_bridge import PluginBridge
 from ._staging import staging_of
@@ -298,19 +299,10 @@ class Snapshot:
     def _open_storage(self) -> _core.Storage:
         scheme, _ = split_url(self.path)
         if not has_registered_plugin(scheme):
-            return _core.open_storage(self.path, _native_options(self._storage_options))
+            return open_native_storage(self.path, self._storage_options)
         bridge = PluginBridge.open(self.path, self._storage_options)
         weakref.finalize(self, bridge.close)
         return _core.open_plugin_storage(bridge, self.path)
-
-
-def _native_options(storage_options: dict[str, Any]) -> dict[str, str]:
-    for name, value in storage_options.items():
-        if not isinstance(name, str):
-            raise InvalidArgumentError(f"storage_options: the name {name!r} is no str")
-        if not isinstance(value, (str, int, float, bool)):
-            raise InvalidArgumentError(f"storage_options[{name!r}] must be a str or a number, not {value!r}")
-    return {name: str(value) for name, value in storage_options.items()}
 
 
 def _check_single_process(pg: torch.distributed.ProcessGroup | None) -> None:

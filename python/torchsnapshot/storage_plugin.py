@@ -10,8 +10,13 @@ from ._entry_points import entry_points
 from .errors import InvalidArgumentError, UnsupportedError
 from .io_types import StoragePlugin
 from .storage_plugins.fs import FSStoragePlugin
+from .storage_plugins.fsspec import FsspecStoragePlugin, is_fsspec_protocol
+from .storage_plugins.gcs import GCSStoragePlugin
+from .storage_plugins.s3 import S3StoragePlugin
 
 ENTRY_POINT_GROUP = "storage_plugins"
+#: what the engine serves by itself
+_NATIVE_SCHEMES = ("fs", "gs", "memory", "s3")
 
 
 def split_url(url_path: str) -> tuple[str, str]:
@@ -41,16 +46,19 @@ def unregister_storage_plugin(scheme: str) -> None:
 
 
 def has_registered_plugin(scheme: str) -> bool:
-    """True if this process or an installed package offers a plugin for the scheme."""
-    return scheme in _factories or any(point.name == scheme for point in entry_points(ENTRY_POINT_GROUP))
+    """True if a plugin serves the scheme: one of this process, of an installed package or, for what the engine does
+    not serve, of fsspec."""
+    if scheme in _factories or any(point.name == scheme for point in entry_points(ENTRY_POINT_GROUP)):
+        return True
+    return scheme not in _NATIVE_SCHEMES and is_fsspec_protocol(scheme)
 
 
 def url_to_storage_plugin(url_path: str, storage_options: dict[str, Any] | None = None) -> StoragePlugin:
     """The plugin for a URL ``scheme://path`` or a plain path.
 
     Programs bring plugins for further schemes by :func:`register_storage_plugin`, packages by an entry point of the
-    group ``storage_plugins``, named as the scheme: a factory that is called with the path and the options. Raises
-    RuntimeError for an unknown scheme.
+    group ``storage_plugins``, named as the scheme: a factory that is called with the path and the options. What nobody
+    else serves goes to fsspec, if that is installed and knows the scheme. Raises RuntimeError for an unknown scheme.
     """
     if not isinstance(url_path, str):
         raise TypeError(f"a URL must be a str, not {type(url_path).__name__}")
@@ -63,8 +71,14 @@ def url_to_storage_plugin(url_path: str, storage_options: dict[str, Any] | None 
         return FSStoragePlugin(root=path, storage_options=options)
     elif scheme in points:
         plugin, origin = points[scheme].load()(path, options), points[scheme].value
+    elif scheme == "s3":
+        return S3StoragePlugin(root=path, storage_options=options)
+    elif scheme == "gs":
+        return GCSStoragePlugin(root=path, storage_options=options)
+    elif is_fsspec_protocol(scheme):
+        return FsspecStoragePlugin(scheme, path, options)
     else:
-        known = sorted({"fs", *points, *_factories})
+        known = sorted({"fs", "gs", "s3", *points, *_factories})
         raise UnsupportedError(f"{url_path}: no storage plugin for {scheme}:// (known: {', '.join(known)})")
     if not isinstance(plugin, StoragePlugin):
         raise InvalidArgumentError(

@@ -5,12 +5,19 @@
 namespace torchsnapshot {
 namespace {
 
-constexpr std::string_view kKnown = "this build has PATH, fs://PATH and memory://NAME";
+constexpr std::string_view kKnown =
+    "this build has PATH, fs://PATH, memory://NAME, s3://BUCKET/PREFIX and gs://BUCKET/PREFIX";
 
 }  // namespace
 
-std::shared_ptr<Storage> open_storage(const std::string& url, const StorageOptions& options) {
+std::shared_ptr<Storage> open_storage(const std::string& url, const StorageOptions& options,
+                                      const CredentialsCallback& credentials) {
   const StorageUrl parts = parse_storage_url(url);
+  if (parts.scheme == "s3") return open_s3_storage(parts.rest, options, credentials);
+  if (parts.scheme == "gs") return open_gcs_storage(parts.rest, options, credentials);
+  if (credentials && (parts.scheme == "fs" || parts.scheme == "memory")) {
+    throw Error(ErrorCode::kInvalidArgument, parts.scheme + ":// has no credentials");
+  }
   if (parts.scheme == "fs") return open_fs_storage(parts.rest, options);
   if (parts.scheme == "memory") {
     if (!options.empty()) {
@@ -20,10 +27,7 @@ std::shared_ptr<Storage> open_storage(const std::string& url, const StorageOptio
     return open_memory_storage(parts.rest);
   }
   // Only the scheme is shown: a URL may hold a secret.
-  const bool is_planned = parts.scheme == "s3" || parts.scheme == "gs";
-  throw Error(ErrorCode::kUnsupported, (is_planned ? "storage at " + parts.scheme + ":// is not built into this version"
-                                                   : "unknown storage scheme '" + parts.scheme + "://'") +
-                                           "; " + std::string(kKnown));
+  throw Error(ErrorCode::kUnsupported, "unknown storage scheme '" + parts.scheme + "://'; " + std::string(kKnown));
 }
 
 }  // namespace torchsnapshot

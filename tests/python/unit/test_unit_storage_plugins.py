@@ -216,7 +216,7 @@ class TestUrls:
         assert isinstance(url_to_storage_plugin("mine://"), Memory)
         assert calls == [("bucket/prefix", {"key": 1}), ("", {})]
         assert calls[0][1] is not options
-        with pytest.raises(RuntimeError, match=r"no storage plugin for other:// \(known: fs, mine, wrong\)"):
+        with pytest.raises(RuntimeError, match=r"no storage plugin for other:// \(known: fs, gs, mine, s3, wrong\)"):
             url_to_storage_plugin("other://x")
         with pytest.raises(Exception, match=r"wrong:// \(module:wrong\) gave 'no plugin', which is no StoragePlugin"):
             url_to_storage_plugin("wrong://x")
