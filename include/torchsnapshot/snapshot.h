@@ -33,8 +33,8 @@ struct TakeOptions {
   std::uint64_t slab_bytes = 128ULL << 20;
   /// False: each tensor gets an object of its own.
   bool batching = true;
-  /// The ranks that take this snapshot together (docs/distributed.md): each calls take or async_take, alike. An error or
-  /// the death of one ends the take on all. Null: this process alone.
+  /// The ranks that take this snapshot together (docs/distributed.md): each calls take or async_take, alike. An error
+  /// or the death of one ends the take on all. Null: this process alone.
   std::shared_ptr<Coordinator> coordinator;
   /// How long a rank that has written everything waits for the others, before it counts them as dead.
   std::chrono::milliseconds commit_timeout = std::chrono::minutes(30);

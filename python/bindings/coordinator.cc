@@ -167,7 +167,8 @@ void bind_coordinator(nb::module_& module) {
         }
         return nb::make_tuple(to_str(agreed), to_str(notice));
       },
-      nb::arg("coordinator"), nb::arg("url"), nb::sig("def agree_on_url(coordinator: Coordinator, url: str) -> tuple[str, str]"),
+      nb::arg("coordinator"), nb::arg("url"),
+      nb::sig("def agree_on_url(coordinator: Coordinator, url: str) -> tuple[str, str]"),
       "(rank 0's URL, what there is to say about it). Collective.");
   module.def("refuse_take", &refuse_with<take>, nb::arg("coordinator"), nb::arg("error"),
              "Joins the first exchange of a take with an error, for a rank that failed before.");

@@ -17,8 +17,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/path_codec.h"
 #include "coordinator.h"
+#include "core/path_codec.h"
 #include "errors.h"
 #include "from_value.h"
 #include "gil_object.h"
@@ -326,13 +326,14 @@ void bind_snapshot(nb::module_& module) {
       .def("metadata", &metadata, nb::arg("verify"),
            nb::sig("def metadata(self, verify: bool) -> tuple[str, int, dict[str, dict[str, object]]]"),
            "(version, world_size, {path: entry}).")
-      .def("restore", &restore, nb::arg("app"), nb::arg("strict"), nb::arg("exact"), nb::arg("weights_only"),
-           nb::arg("keep_going"), nb::arg("on_state"), nb::arg("io"), nb::arg("coordinator").none(),
-           nb::sig(
-               "def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], "
-               "weights_only: bool, keep_going: bool, on_state: object, io: IoOptions, coordinator: Coordinator | None) "
-               "-> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]"),
-           "Restores; returns (missing, unexpected, mismatched, corrupt).")
+      .def(
+          "restore", &restore, nb::arg("app"), nb::arg("strict"), nb::arg("exact"), nb::arg("weights_only"),
+          nb::arg("keep_going"), nb::arg("on_state"), nb::arg("io"), nb::arg("coordinator").none(),
+          nb::sig(
+              "def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], "
+              "weights_only: bool, keep_going: bool, on_state: object, io: IoOptions, coordinator: Coordinator | None) "
+              "-> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]"),
+          "Restores; returns (missing, unexpected, mismatched, corrupt).")
       .def("read_object", &read_object, nb::arg("path"), nb::arg("target").none(), nb::arg("weights_only"),
            nb::arg("io"), "One entry or subtree, in place where `target` has tensors.")
       .def("read_state", &read_state, nb::arg("key"), nb::arg("rank"), nb::arg("weights_only"), nb::arg("io"),

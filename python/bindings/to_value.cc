@@ -236,8 +236,9 @@ Value ToValue::convert_sharded(PyObject* tensor) {
     auto view = view_of(local.ptr());
     if (!view) {
       throw Error(ErrorCode::kUnsupported,
-                  "'" + path() + "' is sharded, and the shard of this rank is no plain strided tensor (conj or neg view, "
-                  "quantized, sparse, meta): such shards can't be saved or filled");
+                  "'" + path() +
+                      "' is sharded, and the shard of this rank is no plain strided tensor (conj or neg view, "
+                      "quantized, sparse, meta): such shards can't be saved or filled");
     }
     keep(std::move(local));
     sharded.shards.push_back({{to_dims(shard[0]), to_dims(shard[1])}, *std::move(view)});

@@ -147,15 +147,16 @@ def _exchange_device(group: dist.ProcessGroup | None) -> torch.device:
         return torch.device("cpu")
     kind = devices[0].type
     module = getattr(torch, kind, None)
-    index = module.current_device() if module is not None and hasattr(module, "current_device") else None
-    return torch.device(kind, index)
+    if module is None or not hasattr(module, "current_device"):
+        return torch.device(kind)
+    return torch.device(kind, module.current_device())
 
 
-def _store_of_default_group() -> dist.Store:
+def _store_of_default_group() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
-def _own_connection(store: dist.Store) -> dist.Store:
+def _own_connection(store: Any) -> Any:
     """The store over a connection of its own, so that a look at it never waits for another user of it."""
     try:
         return store.clone()

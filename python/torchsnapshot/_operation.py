@@ -24,7 +24,9 @@ class Operation:
     `show`: whether a progress line appears on a terminal. The engine calls the methods from its threads, one at a time.
     """
 
-    def __init__(self, name: str, path: str, *, show: bool, ranks: GroupCoordinator | None = None, rank: int = 0) -> None:
+    def __init__(
+        self, name: str, path: str, *, show: bool, ranks: GroupCoordinator | None = None, rank: int = 0
+    ) -> None:
         self._name = name
         self._path = path
         self._ranks = ranks

@@ -26,8 +26,8 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 def describe_sharded(
     tensor: Any, path: str, group: dist.ProcessGroup | None
 ) -> tuple[torch.dtype, tuple[int, ...], list[Shard], tuple[int, ...], list[int], list[list[int]], list[int]]:
-    """dtype, global shape, this rank's shards, shape of the mesh, its ranks, dim_map, and the ranks (within `group`) that
-    hold the same shards. The last four are empty for a ShardedTensor."""
+    """dtype, global shape, this rank's shards, shape of the mesh, its ranks, dim_map, and the ranks (within `group`)
+    that hold the same shards. The last four are empty for a ShardedTensor."""
     if _is_sharded_tensor(tensor):
         shards = [
             (tuple(shard.metadata.shard_offsets), tuple(shard.metadata.shard_sizes), shard.tensor.detach())
@@ -38,8 +38,8 @@ def describe_sharded(
     for placement in placements:
         if placement.is_partial():
             raise UnsupportedError(
-                f"'{path}' is a DTensor with the placement {placement}: what each rank has is only a part of a sum. "
-                "Redistribute it to Replicate() or Shard(dim) first"
+                f"'{path}' is a DTensor with the placement {type(placement).__name__}: what each rank has is only a "
+                "part of a sum. Redistribute it to Replicate() or Shard(dim) first"
             )
     dim_map = [
         [mesh_dim for mesh_dim, placement in enumerate(placements) if _shard_dim(placement) == dim] or _NOT_SHARDED
@@ -55,8 +55,8 @@ def describe_sharded(
     local = _local_tensor(tensor)
     if tuple(local.shape) != tuple(sum(end - begin for begin, end in dim) for dim in intervals):
         raise UnsupportedError(
-            f"'{path}' is a DTensor of shape {tuple(tensor.shape)} with the placements {list(placements)}, of which this "
-            f"rank holds {tuple(local.shape)}, which is not what the placements say"
+            f"'{path}' is a DTensor of shape {tuple(tensor.shape)} with the placements {list(placements)}, of which "
+            f"this rank holds {tuple(local.shape)}, which is not what the placements say"
         )
     shards = _cut(local, intervals)
     return tensor.dtype, tuple(tensor.shape), shards, *layout, _replicas(ranks, coordinate, placements, group)
@@ -82,8 +82,9 @@ def local_intervals(
             pieces = [_chunk(size, chunks, index)]
         else:
             # As if cut into split_factor parts before, of each of which this rank has its chunk.
-            total = chunks * split_factor
-            pieces = [_chunk(size, total, index + part * chunks) for part in range(split_factor)]
+            parts = [_chunk(size, split_factor, part) for part in range(split_factor)]
+            cut = [(begin, _chunk(end - begin, chunks, index)) for begin, end in parts]
+            pieces = [(begin + first, begin + last) for begin, (first, last) in cut]
         intervals[dim] = _select(intervals[dim], pieces)
     return intervals
 
@@ -112,14 +113,13 @@ def _select(intervals: list[Interval], pieces: list[Interval]) -> list[Interval]
 
 def _cut(local: torch.Tensor, intervals: list[list[Interval]]) -> list[Shard]:
     """The boxes that the products of the ranges are, each with its part of the local tensor."""
-    shards = []
-    placed = []
-    for dim in intervals:
-        position, ranges = 0, []
-        for begin, end in dim:
-            ranges.append((begin, end, position))
-            position += end - begin
-        placed.append(ranges)
+    placed: list[list[tuple[int, int, int]]] = []  # begin, end, position in the local tensor
+    for ranges in intervals:
+        lengths = [end - begin for begin, end in ranges]
+        positions = [0, *itertools.accumulate(lengths)]
+        found = [(begin, end, position) for (begin, end), position in zip(ranges, positions, strict=False)]
+        placed.append(found or [(0, 0, 0)])  # nothing of it: a box without elements
+    shards: list[Shard] = []
     for box in itertools.product(*placed):
         part = local
         if any(len(ranges) > 1 for ranges in placed):
@@ -159,8 +159,11 @@ def _shard_dim(placement: Any) -> int | None:
 
 
 def _local_tensor(tensor: Any) -> torch.Tensor:
-    local: Any = tensor._local_tensor.detach()
-    return local.wait() if hasattr(local, "wait") and type(local) is not torch.Tensor else local
+    local: torch.Tensor = tensor._local_tensor.detach()
+    if type(local) is not torch.Tensor and hasattr(local, "wait"):  # the result of a collective under way
+        finished: torch.Tensor = local.wait()
+        return finished
+    return local
 
 
 def _is_dtensor(tensor: Any) -> bool:

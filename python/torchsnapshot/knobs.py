@@ -96,7 +96,9 @@ def get_exit_timeout_seconds() -> int | None:
 
 def get_commit_timeout_seconds() -> int:
     """How long a rank that has written its part of a snapshot waits for the others before the take fails (1800)."""
-    return _int_from_env(COMMIT_TIMEOUT_ENV_VAR, _DEFAULT_COMMIT_TIMEOUT_SECONDS, minimum=1, maximum=_MAX_TIMEOUT_SECONDS)
+    return _int_from_env(
+        COMMIT_TIMEOUT_ENV_VAR, _DEFAULT_COMMIT_TIMEOUT_SECONDS, minimum=1, maximum=_MAX_TIMEOUT_SECONDS
+    )
 
 
 def is_progress_enabled() -> bool:

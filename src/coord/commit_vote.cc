@@ -1,20 +1,20 @@
 // The vote, over keys below "torchsnapshot/TAKE_ID/":
-//  1. A rank that has written everything sets arrived/RANK and adds 1 to `arrivals`. The one that makes it world_size
-//     sets `ready`.
-//  2. Rank 0 waits for `ready`, then sets `decision` to "commit", if nobody has set it before. After that, and only
+//  1. A rank that has written everything sets arrived/RANK and adds 1 to `arrivals`.
+//  2. Rank 0 waits until all have, then sets `decision` to "commit", if nobody has set it before. After that, and only
 //     then, it publishes the metadata.
 //  3. Rank 0 sets `verdict` to "commit".
 //  A rank that fails, or has waited too long, sets `decision` to "RANK error", if nobody has set it before, and then
-//  `verdict` and `ready` to what the decision is, so that all that wait wake up.
+//  `verdict` to what the decision is, so that all that wait wake up.
 //  The decision is set once and by one atomic operation, so a rank that gives up can't do so while rank 0 commits.
-//  A rank that has seen the end adds 1 to `left`; the last one removes the keys. Rank 0 waits a moment for the others to
-//  have seen it: with its process, the store's server may go.
+//  A rank that has seen the end adds 1 to `left`; the last one removes the keys. Rank 0 waits a moment for the others
+//  to have seen it: with its process, the store's server may go.
 // Values are looked at again and again, with growing pauses; nobody blocks inside the store, which others share.
 
 #include "coord/commit_vote.h"
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -29,6 +29,7 @@ constexpr std::string_view kCommit = "commit";
 /// In front of a verdict after which what was written has to stay.
 constexpr std::string_view kMaybe = "maybe ";
 constexpr std::size_t kNamedRanks = 8;
+constexpr std::chrono::milliseconds kGrace(1000);
 constexpr std::chrono::milliseconds kLingerAfterCommit(5000);
 constexpr std::chrono::milliseconds kLingerAfterFailure(300);  // those that still write will not come
 
@@ -52,12 +53,14 @@ CommitVote::CommitVote(Coordinator& coordinator, const std::string& take_id, std
       prefix_("torchsnapshot/" + take_id + "/"),
       patience_(patience) {}
 
-CommitVote::Outcome CommitVote::wait_for(const std::string& name, const std::stop_token& stop, std::string& value) {
-  const auto deadline = Clock::now() + patience_;
+CommitVote::Outcome CommitVote::wait_for(const LookFn& look, const std::stop_token& stop, std::string& value) {
+  // Rank 0 can say who is late; so the others let it speak first.
+  const auto grace = coordinator_.rank() == 0 ? std::chrono::milliseconds(0) : std::min(patience_, kGrace);
+  const auto deadline = Clock::now() + patience_ + grace;
   const auto longest = longest_pause(coordinator_.world_size());
   std::chrono::milliseconds pause(1);
   while (true) {
-    if (auto found = store_.get(key(name))) {
+    if (auto found = look()) {
       value = *std::move(found);
       return Outcome::kValue;
     }
@@ -72,10 +75,7 @@ CommitVote::Outcome CommitVote::wait_for(const std::string& name, const std::sto
 
 std::string CommitVote::decide(const std::string& decision) {
   std::string counts = store_.set_once(key("decision"), decision);
-  if (counts != kCommit) {
-    store_.set(key("verdict"), counts);
-    store_.set(key("ready"), counts);
-  }
+  if (counts != kCommit) store_.set(key("verdict"), counts);
   return counts;
 }
 
@@ -105,12 +105,16 @@ std::string CommitVote::late_ranks() {
 
 void CommitVote::arrive() {
   store_.set(key("arrived/" + std::to_string(coordinator_.rank())), "1");
-  if (store_.add(key("arrivals"), 1) == coordinator_.world_size()) store_.set_once(key("ready"), std::string(kCommit));
+  store_.add(key("arrivals"), 1);
 }
 
 void CommitVote::wait_for_all(const std::stop_token& stop) {
   std::string value;
-  if (wait_for("ready", stop, value) == Outcome::kLate) {
+  const auto look = [this]() -> std::optional<std::string> {
+    if (store_.add(key("arrivals"), 0) >= coordinator_.world_size()) return std::string(kCommit);
+    return store_.get(key("verdict"));
+  };
+  if (wait_for(look, stop, value) == Outcome::kLate) {
     const Error late(ErrorCode::kIo, "nothing was heard of " + late_ranks() + " for " + seconds(patience_) +
                                          ": dead, stuck, or slower than the commit timeout allows");
     value = decide(std::to_string(coordinator_.rank()) + " " + encode_error(late));
@@ -143,16 +147,17 @@ void CommitVote::linger(std::chrono::milliseconds limit) {
 
 void CommitVote::wait_for_verdict(const std::stop_token& stop) {
   std::string value;
-  if (wait_for("verdict", stop, value) == Outcome::kLate) {
-    const Error late(ErrorCode::kIo, "rank " + std::to_string(coordinator_.rank()) + " has heard nothing of rank 0 for " +
-                                         seconds(patience_) +
+  const auto look = [this] { return store_.get(key("verdict")); };
+  if (wait_for(look, stop, value) == Outcome::kLate) {
+    const Error late(ErrorCode::kIo, "rank " + std::to_string(coordinator_.rank()) +
+                                         " has heard nothing of rank 0 for " + seconds(patience_) +
                                          ": dead, stuck, or slower than the commit timeout allows");
     value = decide(std::to_string(coordinator_.rank()) + " " + encode_error(late));
     if (value == kCommit) {
       may_be_committed_ = true;
-      if (wait_for("verdict", stop, value) == Outcome::kLate) {
-        throw Error(ErrorCode::kIo, "rank 0 was about to commit, and has not been heard of for " +
-                                        seconds(patience_) + ": whether there is a snapshot is not known");
+      if (wait_for(look, stop, value) == Outcome::kLate) {
+        throw Error(ErrorCode::kIo, "rank 0 was about to commit, and has not been heard of for " + seconds(patience_) +
+                                        ": whether there is a snapshot is not known");
       }
       may_be_committed_ = false;
     }
@@ -186,7 +191,7 @@ void CommitVote::leave() noexcept {
     for (std::int64_t rank = 0; rank < coordinator_.world_size(); ++rank) {
       store_.remove(key("arrived/" + std::to_string(rank)));
     }
-    for (const char* name : {"arrivals", "ready", "decision", "verdict", "left"}) store_.remove(key(name));
+    for (const char* name : {"arrivals", "decision", "verdict", "left"}) store_.remove(key(name));
   } catch (...) {  // the take has ended; some small keys stay in the store
     return;
   }

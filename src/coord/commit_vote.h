@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <vector>
@@ -18,7 +19,8 @@ namespace torchsnapshot {
 /// happen in the background. One owner thread at a time; the coordinator's store outlives it.
 class CommitVote {
  public:
-  /// `take_id`: unique, the same on all ranks. `patience`: how long this rank waits for others, once it is ready.
+  /// `take_id`: unique, the same on all ranks. `patience`: how long this rank waits for others, once it is ready;
+  /// others than rank 0 a second more.
   CommitVote(Coordinator& coordinator, const std::string& take_id, std::chrono::milliseconds patience);
   CommitVote(const CommitVote&) = delete;
   CommitVote& operator=(const CommitVote&) = delete;
@@ -36,8 +38,8 @@ class CommitVote {
   /// On rank 0: the take is committed.
   void announce_commit();
 
-  /// On the other ranks: blocks until rank 0 has committed. Throws as wait_for_all. When nothing is heard of rank 0, the
-  /// take is ended for all ranks, unless rank 0 was about to commit: then may_be_committed() is true.
+  /// On the other ranks: blocks until rank 0 has committed. Throws as wait_for_all. When nothing is heard of rank 0,
+  /// the take is ended for all ranks, unless rank 0 was about to commit: then may_be_committed() is true.
   void wait_for_verdict(const std::stop_token& stop);
 
   /// This rank has failed: ends the take on all ranks, if it has not ended yet. `maybe_committed`: nobody knows whether
@@ -51,8 +53,9 @@ class CommitVote {
   enum class Outcome : std::uint8_t { kValue, kLate };
 
   [[nodiscard]] std::string key(const std::string& name) const { return prefix_ + name; }
-  /// Waits until the key is set; `kLate` after the rank's patience.
-  Outcome wait_for(const std::string& name, const std::stop_token& stop, std::string& value);
+  using LookFn = std::function<std::optional<std::string>()>;
+  /// Waits until there is a value; `kLate` after the rank's patience.
+  Outcome wait_for(const LookFn& look, const std::stop_token& stop, std::string& value);
   /// Puts down the end of the take if there is none yet, and returns the one that counts.
   std::string decide(const std::string& decision);
   [[noreturn]] void throw_decision(const std::string& decision);

@@ -77,7 +77,8 @@ TEST(CommitVote, ARankThatNeverArrivesIsNamed) {
   });
   EXPECT_EQ(committed, 0);
   EXPECT_EQ(errors[2], "");
-  for (const std::size_t rank : {0U, 1U, 3U}) EXPECT_THAT(errors[rank], HasSubstr("nothing was heard of rank 2 for 0.15 s"));
+  for (const std::size_t rank : {0U, 1U, 3U})
+    EXPECT_THAT(errors[rank], HasSubstr("nothing was heard of rank 2 for 0.15 s"));
 }
 
 TEST(CommitVote, NothingIsHeardOfRank0) {

@@ -25,10 +25,10 @@ struct Portion {
 /// Bulks below this are never cut, so that a snapshot does not get more pieces than it is worth.
 inline constexpr std::uint64_t kMinCutBytes = 4ULL << 20;
 
-/// Divides the bulks over `writers` so that each has about the same number of bytes: what can't be cut goes, the largest
-/// first, to the writer that has least; the others fill the writers up in order, and are cut where one is full (by whole
-/// rows, no portion below about kMinCutBytes / 4). Returns for each bulk its portions, in order of rows; they tile it.
-/// O((bulks + writers) log writers).
+/// Divides the bulks over `writers` so that each has about the same number of bytes: what can't be cut goes, the
+/// largest first, to the writer that has least; the others fill the writers up in order, and are cut where one is full
+/// (by whole rows, no portion below about kMinCutBytes / 4). Returns for each bulk its portions, in order of rows; they
+/// tile it. O((bulks + writers) log writers).
 std::vector<std::vector<Portion>> partition(std::span<const SharedBulk> bulks, std::int64_t writers);
 
 }  // namespace torchsnapshot

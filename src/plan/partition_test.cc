@@ -83,8 +83,8 @@ TEST(Partition, AModelOfGigabytesWithinFivePercent) {
     }
     const auto portions = partition(bulks, writers);
     const auto loads = loads_of(bulks, portions, writers);
-    const double mean =
-        static_cast<double>(std::accumulate(loads.begin(), loads.end(), std::uint64_t{0})) / static_cast<double>(writers);
+    const double mean = static_cast<double>(std::accumulate(loads.begin(), loads.end(), std::uint64_t{0})) /
+                        static_cast<double>(writers);
     for (const std::uint64_t load : loads) EXPECT_NEAR(static_cast<double>(load) / mean, 1.0, 0.05) << writers;
     std::size_t pieces = 0;
     for (const auto& list : portions) pieces += list.size();

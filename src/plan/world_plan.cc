@@ -416,7 +416,8 @@ Manifest merge_manifests(std::vector<Manifest> parts, const std::vector<Replicat
       } else if (const auto* rows = std::get_if<ShardedTensorEntry>(&entry)) {
         auto& all = found->second.rows;
         all.insert(all.end(), rows->shards.begin(), rows->shards.end());
-      } else if (const auto* chunked = std::get_if<ChunkedTensorEntry>(&entry); chunked != nullptr && found->second.whole) {
+      } else if (const auto* chunked = std::get_if<ChunkedTensorEntry>(&entry);
+                 chunked != nullptr && found->second.whole) {
         throw Error(ErrorCode::kInternal, "two ranks have written '" + std::string(logical) + "'");
       } else {
         found->second.whole = entry;
@@ -436,9 +437,8 @@ Manifest merge_manifests(std::vector<Manifest> parts, const std::vector<Replicat
       continue;
     }
     if (found.rows.empty()) throw Error(ErrorCode::kInternal, "no rank has written '" + leaf.path + "'");
-    std::sort(found.rows.begin(), found.rows.end(), [](const ShardEntry& a, const ShardEntry& b) {
-      return a.box.offsets < b.box.offsets;
-    });
+    std::sort(found.rows.begin(), found.rows.end(),
+              [](const ShardEntry& a, const ShardEntry& b) { return a.box.offsets < b.box.offsets; });
     ChunkedTensorEntry entry{found.rows.front().tensor.dtype, found.rows.back().box.sizes, {}, true};
     entry.shape[0] += found.rows.back().box.offsets[0];
     entry.chunks = std::move(found.rows);

@@ -1,9 +1,9 @@
 // One plan for many ranks: what several of them have alike is written once. Pure.
 //
-// Each rank looks at its own state for what others have too (find_shares): leaves that globs name as replicated, and the
-// shards of sharded tensors that several ranks hold. It tells the others digests only (summary_of). Where the digests of
-// all ranks concerned agree, they have the same list, and each computes the same division of it (divide). Ranks whose
-// lists of replicated leaves differ send each other the lists, and take what all have (common_leaves).
+// Each rank looks at its own state for what others have too (find_shares): leaves that globs name as replicated, and
+// the shards of sharded tensors that several ranks hold. It tells the others digests only (summary_of). Where the
+// digests of all ranks concerned agree, they have the same list, and each computes the same division of it (divide).
+// Ranks whose lists of replicated leaves differ send each other the lists, and take what all have (common_leaves).
 #pragma once
 
 #include <cstddef>
@@ -32,8 +32,8 @@ struct ReplicatedLeaf {
 
 /// Leaves of which the same ranks hold the same shards.
 struct ShardGroup {
-  Dims ranks;                       ///< ascending, more than one
-  std::vector<std::size_t> leaves;  ///< indices into FlatState::leaves
+  Dims ranks;                        ///< ascending, more than one
+  std::vector<std::size_t> leaves;   ///< indices into FlatState::leaves
   std::vector<std::uint64_t> bytes;  ///< of the shards of each
   Digest digest;                     ///< of paths, dtypes, shapes and boxes
 };

@@ -100,9 +100,7 @@ auto TakeJob::step(const Step& step) {
 }
 
 TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options, Staging staging)
-    : storage_(std::move(storage)),
-      io_(options.io),
-      metadata_(std::make_shared<SnapshotMetadata>()) {
+    : storage_(std::move(storage)), io_(options.io), metadata_(std::make_shared<SnapshotMetadata>()) {
   if (options.coordinator && options.coordinator->world_size() > 1) {
     ranks_ = options.coordinator;
     rank_ = ranks_->rank();

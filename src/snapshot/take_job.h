@@ -60,7 +60,7 @@ class TakeJob {
   std::string text_;                  ///< of the metadata
   std::vector<std::string> written_;  ///< removed again if the take fails
   bool is_over_ = false;              ///< committed, perhaps
-  std::optional<CommitTurn> turn_;  ///< of the one that publishes
+  std::optional<CommitTurn> turn_;    ///< of the one that publishes
   std::unique_ptr<CommitVote> vote_;  ///< with several ranks
   std::unique_ptr<WritePipeline> pipeline_;
 };

@@ -21,9 +21,9 @@ WritePlanOptions plan_options(const TakeOptions& options, const std::string& tak
 /// One rank's part of a take.
 struct WorldTake {
   std::string take_id;
-  WritePlan plan;                     ///< of what this rank writes
-  Manifest manifest;                  ///< on rank 0: of the whole snapshot
-  std::unique_ptr<CommitVote> vote;   ///< on which the take ends
+  WritePlan plan;                    ///< of what this rank writes
+  Manifest manifest;                 ///< on rank 0: of the whole snapshot
+  std::unique_ptr<CommitVote> vote;  ///< on which the take ends
 };
 
 /// Plans together with the other ranks; the exchanges are in world_take.cc. An error on any rank is an error on all:

@@ -246,7 +246,7 @@ TEST(WorldTake, ReplicasNeverDisagreeInPlanning) {
     ThreadWorld world(size);
     const auto seed = static_cast<unsigned>(random());
     const auto errors = world.run([&](Coordinator& ranks) {
-      std::mt19937 same(seed);                                         // alike on all ranks
+      std::mt19937 same(seed);                                           // alike on all ranks
       std::mt19937 own(seed + 1 + static_cast<unsigned>(ranks.rank()));  // not
       Dict replicated;
       for (int i = 0; i < 12; ++i) {

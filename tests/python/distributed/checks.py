@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import resource
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from support import CORPUS, assert_same, data_files, files_below
@@ -17,11 +15,10 @@ from torch import nn
 from torch.distributed._shard import sharded_tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
-from torchsnapshot import RNGState, Snapshot, StateDict, knobs
+from torchsnapshot import RNGState, Snapshot, StateDict
 from torchsnapshot.event import Event
-from torchsnapshot.event_handlers import log_event  # noqa: F401  (imports the handlers' module)
 from torchsnapshot.tricks.fsdp import FSDPOptimizerAdapter
 
 COMMIT_SECONDS = 30
@@ -49,7 +46,7 @@ def same_everywhere(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float
 
 
 @contextlib.contextmanager
-def events(monkeypatch_target: Any) -> Iterator[list[Event]]:
+def events() -> Iterator[list[Event]]:
     """The events of this process's operations."""
     import torchsnapshot._operation as operation
 
@@ -77,7 +74,7 @@ def check_private_and_replicated(folder: pathlib.Path) -> None:
     state = StateDict(big=same_everywhere(3000, 1000), small=same_everywhere(7), step=5, note="x", pair=(1, 2))
     own = StateDict(rank=rank(), data=torch.full((3,), float(rank())))
     path = str(folder / "snap")
-    with events(None) as seen:
+    with events() as seen:
         Snapshot.take(path, {"state": state, "own": own, "rng": RNGState()}, replicated=["state/**"])
     ends = [event for event in seen if event.metadata["action"] == "end"]
     assert [event.metadata["rank"] for event in ends] == [rank()]
@@ -110,7 +107,7 @@ def check_private_and_replicated(folder: pathlib.Path) -> None:
 
 
 def check_rank_0s_path_wins(folder: pathlib.Path) -> None:
-    with events(None) as seen:
+    with events() as seen:
         snapshot = Snapshot.take(str(folder / f"snap-{rank()}"), {"s": StateDict(x=rank())})
     assert snapshot.path == str(folder / "snap-0")
     notices = [event for event in seen if event.metadata["action"] == "notice"]
@@ -136,7 +133,7 @@ def check_ddp_is_replicated(folder: pathlib.Path) -> None:
 
 
 def check_replicated_that_differs_is_named(folder: pathlib.Path) -> None:
-    with events(None) as seen:
+    with events() as seen:
         state = StateDict(x=torch.full((100,), float(rank())), y=torch.ones(3), n=rank())
         Snapshot.take(str(folder / "snap"), {"s": state}, replicated=["s/*"])
     notices = [event.metadata["message"] for event in seen if event.metadata["action"] == "notice"]
@@ -157,7 +154,9 @@ def check_keys_differ(folder: pathlib.Path) -> None:
         target["all"] = StateDict()
     Snapshot(path).restore(target)
     assert_same(target[f"only_{rank()}"]["t"], torch.full((4,), float(rank())))
-    error = raised(lambda: Snapshot(path).restore({"all": StateDict(), **({"none": StateDict()} if rank() == 1 else {})}))
+    error = raised(
+        lambda: Snapshot(path).restore({"all": StateDict(), **({"none": StateDict()} if rank() == 1 else {})})
+    )
     assert "nothing under the key 'none'" in str(error), "an error of rank 1 is one of all"
     assert rank() == 1 or "rank 1: " in str(error)
 
@@ -168,7 +167,7 @@ def check_async_takes(folder: pathlib.Path) -> None:
     for step in range(3):
         state["x"].fill_(step * 10 + rank())
         state["big"].fill_(step)
-        with events(None) as seen:
+        with events() as seen:
             pending.append(Snapshot.async_take(str(folder / f"{step}"), {"s": state}, replicated=["s/big"]))
         assert not [event for event in seen if event.metadata["action"] == "end" and not event.metadata["is_success"]]
     for step in range(3, 5):  # to one path: the last one stays
@@ -178,8 +177,12 @@ def check_async_takes(folder: pathlib.Path) -> None:
     for one in pending:
         one.wait(timeout=COMMIT_SECONDS)
     for step in range(3):
-        assert_same(Snapshot(str(folder / f"{step}")).read_object(f"{rank()}/s/x"), torch.full((50_000,), step * 10.0 + rank()))
-        assert_same(Snapshot(str(folder / f"{step}")).read_object(f"{rank()}/s/big"), torch.full((2_000_000,), float(step)))
+        assert_same(
+            Snapshot(str(folder / f"{step}")).read_object(f"{rank()}/s/x"), torch.full((50_000,), step * 10.0 + rank())
+        )
+        assert_same(
+            Snapshot(str(folder / f"{step}")).read_object(f"{rank()}/s/big"), torch.full((2_000_000,), float(step))
+        )
     dist.barrier()
     assert_same(Snapshot(str(folder / "same")).read_object(f"{rank()}/s/x"), torch.full((50_000,), 40.0 + rank()))
     if rank() == 0:
@@ -271,10 +274,15 @@ def check_a_full_disk_on_one_rank(folder: pathlib.Path) -> None:
 
 def layouts() -> list[tuple[Any, list[Any]]]:
     mesh = init_device_mesh("cpu", (world(),))
-    found: list[tuple[Any, list[Any]]] = [(mesh, [Shard(0)]), (mesh, [Shard(1)]), (mesh, [Shard(2)]), (mesh, [Replicate()])]
+    found: list[tuple[Any, list[Any]]] = [
+        (mesh, [Shard(0)]),
+        (mesh, [Shard(1)]),
+        (mesh, [Shard(2)]),
+        (mesh, [Replicate()]),
+    ]
     if world() == 4:
         grid = init_device_mesh("cpu", (2, 2))
-        for placements in (
+        grids: list[list[Any]] = [
             [Shard(0), Shard(1)],
             [Shard(1), Shard(0)],
             [Shard(0), Shard(0)],
@@ -284,8 +292,8 @@ def layouts() -> list[tuple[Any, list[Any]]]:
             [_StridedShard(0, split_factor=2), Shard(0)],
             [_StridedShard(1, split_factor=2), Shard(1)],
             [_StridedShard(0, split_factor=3), Replicate()],
-        ):
-            found.append((grid, placements))
+        ]
+        found += [(grid, placements) for placements in grids]
     return found
 
 
@@ -312,7 +320,8 @@ def check_dtensors_from_any_layout_to_any_other(folder: pathlib.Path) -> None:
     path = str(folder / "snap")
     fulls = [same_everywhere(*shape, seed=i, dtype=torch.int64) for i, shape in enumerate(SHAPES)]
     saved = {
-        f"{i}": {f"{j}": as_dtensor(full, *layout) for j, full in enumerate(fulls)} for i, layout in enumerate(layouts())
+        f"{i}": {f"{j}": as_dtensor(full, *layout) for j, full in enumerate(fulls)}
+        for i, layout in enumerate(layouts())
     }
     Snapshot.take(path, {"s": StateDict(nest=saved, list=[saved["0"]["0"]])})
     dist.barrier()
@@ -400,7 +409,9 @@ def check_sharded_tensors(folder: pathlib.Path) -> None:
     dist.barrier()
     assert Snapshot(path).get_manifest()["0/s/row"].type == "ShardedTensor"
     for dim in (0, 1):
-        state = StateDict(row=as_sharded_tensor(full, dim, zero=True), deep={"col": as_dtensor(full, mesh, [Shard(dim)], zero=True)})
+        state = StateDict(
+            row=as_sharded_tensor(full, dim, zero=True), deep={"col": as_dtensor(full, mesh, [Shard(dim)], zero=True)}
+        )
         report = Snapshot(path).restore({"s": state})
         assert report.mismatched == []
         for shard in state["row"].local_shards():
@@ -486,10 +497,10 @@ def check_fsdp2(folder: pathlib.Path) -> None:
             fully_shard(layer)
         fully_shard(model)
 
-    def by_columns(model: nn.Module) -> None:
-        fully_shard(model, shard_placement_fn=lambda p: Shard(p.dim() - 1))
+    def not_at_all(model: nn.Module) -> None:
+        pass
 
-    resumes(folder, shard, by_columns)
+    resumes(folder, shard, not_at_all)
 
 
 @for_worlds(4)
@@ -528,11 +539,18 @@ def check_fsdp2_over_tensor_parallel(folder: pathlib.Path) -> None:
 
 
 def check_fsdp1(folder: pathlib.Path) -> None:
-    from torch.distributed.fsdp import FullyShardedDataParallel, ShardedOptimStateDictConfig, ShardedStateDictConfig, StateDictType
+    from torch.distributed.fsdp import (
+        FullyShardedDataParallel,
+        ShardedOptimStateDictConfig,
+        ShardedStateDictConfig,
+        StateDictType,
+    )
 
     def build(seed: int) -> tuple[Any, torch.optim.Optimizer]:
         torch.manual_seed(seed)
-        model = FullyShardedDataParallel(nn.Sequential(nn.Linear(9, 16), nn.Linear(16, 3)), use_orig_params=True, device_id=torch.device("cpu"))
+        model = FullyShardedDataParallel(
+            nn.Sequential(nn.Linear(9, 16), nn.Linear(16, 3)), use_orig_params=True, device_id=torch.device("cpu")
+        )
         FullyShardedDataParallel.set_state_dict_type(
             model, StateDictType.SHARDED_STATE_DICT, ShardedStateDictConfig(), ShardedOptimStateDictConfig()
         )
@@ -572,7 +590,10 @@ def check_snapshots_of_the_original(folder: pathlib.Path) -> None:
                 assert set(target.data) <= set(expected["ranks"][0][key])
         for path, tensor in expected["global"].items():
             key, *rest = path.split("/")
-            for make in (lambda t: as_dtensor(t, mesh, [Shard(0)], zero=True), lambda t: as_sharded_tensor(t, 1, zero=True)):
+            for make in (
+                lambda t: as_dtensor(t, mesh, [Shard(0)], zero=True),
+                lambda t: as_sharded_tensor(t, 1, zero=True),
+            ):
                 leaf = make(tensor)
                 state: Any = leaf
                 for part in reversed(rest):
@@ -582,7 +603,10 @@ def check_snapshots_of_the_original(folder: pathlib.Path) -> None:
                     [(leaf._local_tensor, local_part(tensor, mesh, [Shard(0)]))]
                     if isinstance(leaf, DTensor)
                     else [
-                        (s.tensor, tensor.narrow(1, s.metadata.shard_offsets[1], s.metadata.shard_sizes[1]).contiguous())
+                        (
+                            s.tensor,
+                            tensor.narrow(1, s.metadata.shard_offsets[1], s.metadata.shard_sizes[1]).contiguous(),
+                        )
                         for s in leaf.local_shards()
                     ]
                 )
@@ -597,7 +621,10 @@ def check_save_for_other_worlds(folder: pathlib.Path) -> None:
     mesh = init_device_mesh("cpu", (world(),))
     full = same_everywhere(37, 11)
     state = StateDict(
-        rows=as_dtensor(full, mesh, [Shard(0)]), st=as_sharded_tensor(full, 1), same=full.clone(), mine=torch.full((2,), float(rank()))
+        rows=as_dtensor(full, mesh, [Shard(0)]),
+        st=as_sharded_tensor(full, 1),
+        same=full.clone(),
+        mine=torch.full((2,), float(rank())),
     )
     place = pathlib.Path(folder).parent.parent / f"from-{world()}"
     Snapshot.take(str(place), {"s": state}, replicated=["s/same"])
@@ -623,5 +650,3 @@ def check_restore_of_other_worlds(folder: pathlib.Path) -> None:
         for shard in target["rows"].local_shards():
             offset, size = shard.metadata.shard_offsets[1], shard.metadata.shard_sizes[1]
             assert_same(shard.tensor, full.narrow(1, offset, size).contiguous())
-
-

@@ -30,8 +30,8 @@ class Outcome:
 
 
 def run_ranks(world_size: int, module: str, folder: pathlib.Path, *checks: str, timeout: float = 240) -> list[Outcome]:
-    """Runs functions of a module in this folder on every rank: all whose names begin with ``check_`` (those that take as
-    many ranks), or those named."""
+    """Runs functions of a module in this folder on every rank: all whose names begin with ``check_`` (those that take
+    as many ranks), or those named."""
     folder.mkdir(parents=True, exist_ok=True)
     # As torchrun does, the parent keeps the store: it outlives every rank.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

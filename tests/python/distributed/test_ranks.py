@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import signal
 
 import checks
+import deaths
 import pytest
 from launch import Outcome, run_ranks
 
@@ -38,3 +40,12 @@ def test_on_every_rank(launched, world: int, check: str) -> None:  # type: ignor
     for rank, outcome in enumerate(outcomes):
         assert check in outcome.checks, f"rank {rank} never came so far:\n{outcome.output}"
         assert outcome.checks[check] is None, f"rank {rank}: {outcome.checks[check]}"
+
+
+def test_killed_ranks(tmp_path: pathlib.Path) -> None:
+    outcomes = run_ranks(8, "deaths", tmp_path, "check_the_survivors_learn_of_it")
+    for rank, outcome in enumerate(outcomes):
+        if rank not in deaths.SURVIVORS:
+            assert outcome.returncode == -signal.SIGKILL, f"rank {rank}: {outcome.output}"
+            continue
+        assert outcome.checks == {"check_the_survivors_learn_of_it": None}, f"rank {rank}: {outcome}"
