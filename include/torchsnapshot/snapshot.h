@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "torchsnapshot/coordinator.h"
 #include "torchsnapshot/corruption.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/io_options.h"
@@ -49,6 +50,11 @@ struct TakeOptions {
   /// Of StagingMode::kPromised: called on a thread of the engine when all copies are made. What it throws (that the
   /// promise was broken, say) ends the take.
   std::function<void()> on_copied;
+  /// The ranks that take this snapshot together (docs/distributed.md): each calls take or async_take, alike. An error
+  /// or the death of one ends the take on all. Null: this process alone.
+  std::shared_ptr<Coordinator> coordinator;
+  /// How long a rank that has written everything waits for the others, before it counts them as dead.
+  std::chrono::milliseconds commit_timeout = std::chrono::minutes(30);
   /// Of async_take: called on a thread of the engine when the take has ended, with the error that ended it or null. It
   /// must not throw, nor wait for the take. Without it, a failure that nobody asked for is a notice.
   std::function<void(const std::exception_ptr& error)> on_end;
@@ -77,6 +83,9 @@ struct RestoreOptions {
   /// True: bytes that fail verification are reported instead of being an error. A tensor that has some then holds what
   /// is on storage; an object keeps the target's value, and is an error if there is none.
   bool keep_going = false;
+  /// The ranks that restore together, each what belongs to it; their app states may have different keys. Before any
+  /// calls on_state, an error of one is an error on all. Null: this process alone, as rank 0.
+  std::shared_ptr<Coordinator> coordinator;
   /// Keys whose tensors must match in dtype and shape; a mismatch is an Error(kTypeMismatch) that
   /// names the paths, before anything is read.
   std::vector<std::string> exact_keys;
@@ -171,6 +180,15 @@ class PendingSnapshot {
   explicit PendingSnapshot(std::shared_ptr<Take> take) noexcept : take_(std::move(take)) {}
   std::shared_ptr<Take> take_;
 };
+
+/// The URL that counts for a take of several ranks: rank 0's. One that differs is a notice. Collective: one exchange.
+std::string agree_on_url(Coordinator& ranks, const std::string& url, const NoticeFn& on_notice);
+
+/// For a rank that has failed before it could call take or async_take, while the others do: joins their first exchange
+/// with `error`, and so ends the take on all ranks. Throws it, as they do.
+[[noreturn]] void refuse_take(Coordinator& ranks, const Error& error);
+/// The same for restore.
+[[noreturn]] void refuse_restore(Coordinator& ranks, const Error& error);
 
 /// Gives the buffers that takes have left for the next ones back to the system, but for 64 MiB.
 void release_staging_memory();

@@ -83,6 +83,9 @@ struct ShardedTensor {
   std::vector<LocalShard> shards;
   MeshLayout layout;
   std::shared_ptr<void> owner = nullptr;  ///< the face's object, as in TensorView
+  /// For a take: the ranks (of the Coordinator) that hold the same boxes with the same content, this one among them,
+  /// ascending. Empty: only this one. The boxes are stored once.
+  Dims replicas{};
 };
 
 /// A piece of a tensor in a form that only a face can read or make.

@@ -30,6 +30,7 @@ Hooks::Hooks() : torch_(nb::module_::import_("torch")) {
   describe_tensor = functions.attr("describe_tensor");
   prepare_tensor = functions.attr("prepare_tensor");
   encode_tensor = functions.attr("encode_tensor");
+  describe_sharded = functions.attr("describe_sharded");
   decode_tensor = functions.attr("decode_tensor");
   serialize = functions.attr("serialize");
   deserialize = functions.attr("deserialize");

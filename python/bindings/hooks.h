@@ -24,6 +24,7 @@ class Hooks {
   nanobind::object describe_tensor;  ///< see _app_state.py for each
   nanobind::object prepare_tensor;
   nanobind::object encode_tensor;
+  nanobind::object describe_sharded;
   nanobind::object decode_tensor;
   nanobind::object serialize;
   nanobind::object deserialize;

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "coordinator.h"
 #include "core/path_codec.h"
 #include "errors.h"
 #include "from_value.h"
@@ -88,6 +89,9 @@ struct PyTakeOptions {
   bool batching = true;
   std::string staging = "eager";
   bool lazy_user_faults = false;
+  std::shared_ptr<Coordinator> coordinator;
+  double commit_timeout_seconds = 0;
+  nb::object group = nb::none();  ///< the process group
 };
 
 StagingMode staging_of(const std::string& name) {
@@ -97,15 +101,21 @@ StagingMode staging_of(const std::string& name) {
 
 using PyAppState = std::vector<std::pair<nb::str, nb::object>>;
 
-AppState to_save(const PyAppState& app, ToValue& values) {
-  AppState state;
-  state.reserve(app.size());
-  for (const auto& [key, object] : app) {
-    std::string name = text_of(key.ptr());
-    Value value = values.to_save(name, object);
-    state.emplace_back(std::move(name), std::move(value));
+/// What this rank can't translate ends the take on all.
+AppState to_save(const PyAppState& app, ToValue& values, Coordinator* coordinator) {
+  try {
+    AppState state;
+    state.reserve(app.size());
+    for (const auto& [key, object] : app) {
+      std::string name = text_of(key.ptr());
+      Value value = values.to_save(name, object);
+      state.emplace_back(std::move(name), std::move(value));
+    }
+    return state;
+  } catch (...) {
+    refuse_in_flight(coordinator, refuse_take);
+    throw;
   }
-  return state;
 }
 
 TakeOptions to_engine(const PyTakeOptions& take_options, const PyIoOptions& io) {
@@ -118,13 +128,16 @@ TakeOptions to_engine(const PyTakeOptions& take_options, const PyIoOptions& io) 
   options.batching = take_options.batching;
   options.staging = staging_of(take_options.staging);
   options.lazy_user_faults = take_options.lazy_user_faults;
+  options.coordinator = take_options.coordinator;
+  options.commit_timeout = std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::duration<double>(take_options.commit_timeout_seconds));
   return options;
 }
 
 Snapshot take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyTakeOptions& take_options,
               const PyIoOptions& io, nb::object prepare) {
-  ToValue values(std::move(prepare));
-  const AppState state = to_save(app, values);
+  ToValue values(std::move(prepare), take_options.group);
+  const AppState state = to_save(app, values, take_options.coordinator.get());
   const TakeOptions options = to_engine(take_options, io);
   const nb::gil_scoped_release release;
   return Snapshot::take(std::move(storage), state, options);
@@ -148,9 +161,9 @@ nb::object to_exception(const std::exception_ptr& error) {
 PendingSnapshot async_take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyTakeOptions& take_options,
                            const PyIoOptions& io, nb::object prepare, const nb::object& on_end, nb::object own,
                            const nb::object& on_copied) {
-  ToValue values(std::move(prepare));
+  ToValue values(std::move(prepare), take_options.group);
   values.set_own(std::move(own));
-  const AppState state = to_save(app, values);
+  const AppState state = to_save(app, values, take_options.coordinator.get());
   TakeOptions options = to_engine(take_options, io);
   options.on_end = [report = observer<nb::object>(on_end)](const std::exception_ptr& error) {
     if (!nb::is_alive()) return;
@@ -201,19 +214,26 @@ void set_factories(Options& options, ToValue& keeper, bool weights_only) {
 /// Restores into the state dicts of `app`. `on_state(index, state_dict)` is called for each key when its data is
 /// complete.
 nb::tuple restore(const Snapshot& snapshot, const PyAppState& app, bool strict, const std::vector<bool>& exact,
-                  bool weights_only, bool keep_going, const nb::object& on_state, const PyIoOptions& io) {
+                  bool weights_only, bool keep_going, const nb::object& on_state, const PyIoOptions& io,
+                  std::shared_ptr<Coordinator> coordinator) {
   ToValue values{nb::none()};
   AppState state;
   RestoreOptions options;
-  for (std::size_t i = 0; i < app.size(); ++i) {
-    std::string name = text_of(app[i].first.ptr());
-    Value value = values.to_fill(name, app[i].second);
-    if (exact[i]) options.exact_keys.push_back(name);
-    state.emplace_back(std::move(name), std::move(value));
+  try {
+    for (std::size_t i = 0; i < app.size(); ++i) {
+      std::string name = text_of(app[i].first.ptr());
+      Value value = values.to_fill(name, app[i].second);
+      if (exact[i]) options.exact_keys.push_back(name);
+      state.emplace_back(std::move(name), std::move(value));
+    }
+  } catch (...) {
+    refuse_in_flight(coordinator.get(), refuse_restore);
+    throw;
   }
   options.io = io.to_engine();
   options.strict = strict;
   options.keep_going = keep_going;
+  options.coordinator = std::move(coordinator);
   set_factories(options, values, weights_only);
   options.on_state = [&](std::size_t index, Value&& value) {
     const nb::gil_scoped_acquire gil;
@@ -309,20 +329,24 @@ void bind_snapshot(nb::module_& module) {
       .def_rw("slab_bytes", &PyTakeOptions::slab_bytes)
       .def_rw("batching", &PyTakeOptions::batching)
       .def_rw("staging", &PyTakeOptions::staging)
-      .def_rw("lazy_user_faults", &PyTakeOptions::lazy_user_faults);
+      .def_rw("lazy_user_faults", &PyTakeOptions::lazy_user_faults)
+      .def_rw("coordinator", &PyTakeOptions::coordinator, nb::arg().none())
+      .def_rw("commit_timeout_seconds", &PyTakeOptions::commit_timeout_seconds)
+      .def_rw("group", &PyTakeOptions::group, nb::arg().none());
 
   nb::class_<Snapshot>(module, "Snapshot", "A handle to a snapshot in a storage.")
       .def(nb::init<std::shared_ptr<Storage>>(), nb::arg("storage"))
       .def("metadata", &metadata, nb::arg("verify"),
            nb::sig("def metadata(self, verify: bool) -> tuple[str, int, dict[str, dict[str, object]]]"),
            "(version, world_size, {path: entry}).")
-      .def("restore", &restore, nb::arg("app"), nb::arg("strict"), nb::arg("exact"), nb::arg("weights_only"),
-           nb::arg("keep_going"), nb::arg("on_state"), nb::arg("io"),
-           nb::sig(
-               "def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], "
-               "weights_only: bool, keep_going: bool, on_state: object, io: IoOptions) -> tuple[list[str], list[str], "
-               "list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]"),
-           "Restores; returns (missing, unexpected, mismatched, corrupt).")
+      .def(
+          "restore", &restore, nb::arg("app"), nb::arg("strict"), nb::arg("exact"), nb::arg("weights_only"),
+          nb::arg("keep_going"), nb::arg("on_state"), nb::arg("io"), nb::arg("coordinator").none(),
+          nb::sig(
+              "def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], "
+              "weights_only: bool, keep_going: bool, on_state: object, io: IoOptions, coordinator: Coordinator | None) "
+              "-> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]"),
+          "Restores; returns (missing, unexpected, mismatched, corrupt).")
       .def("read_object", &read_object, nb::arg("path"), nb::arg("target").none(), nb::arg("weights_only"),
            nb::arg("io"), "One entry or subtree, in place where `target` has tensors.")
       .def("read_state", &read_state, nb::arg("key"), nb::arg("rank"), nb::arg("weights_only"), nb::arg("io"),

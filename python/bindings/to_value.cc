@@ -43,6 +43,12 @@ std::optional<std::string> int_of_text(PyObject* text) {
   return integer ? std::optional(integer->decimal) : std::nullopt;
 }
 
+Dims to_dims(const nb::handle& sequence) {
+  Dims dims;
+  for (const nb::handle item : sequence) dims.push_back(nb::cast<std::int64_t>(item));
+  return dims;
+}
+
 using Children = std::vector<std::pair<Key, PyObject*>>;
 
 /// The children of a dict, if inflating would give back exactly its keys: str and int only (no subclasses, no bool),
@@ -90,7 +96,7 @@ std::optional<Children> flattenable_children(PyObject* dict, bool ordered) {
 
 }  // namespace
 
-ToValue::ToValue(nb::object prepare) : prepare_(std::move(prepare)) {}
+ToValue::ToValue(nb::object prepare, nb::object group) : prepare_(std::move(prepare)), group_(std::move(group)) {}
 
 Value ToValue::to_save(const std::string& key, nb::handle object) {
   return convert_root(encode_component(key), Purpose::kSave, object);
@@ -195,6 +201,7 @@ Value ToValue::convert_special_tensor(PyObject* tensor) {
       nb::cast<nb::tuple>(hooks.encode_tensor(nb::handle(tensor), to_str(path()), purpose_ == Purpose::kSave));
   const auto kind = nb::cast<std::string>(form[0]);
   if (kind == "object") return convert_opaque(tensor);
+  if (kind == "sharded") return convert_sharded(tensor);
   if (kind == "tensor") {
     nb::object plain = nb::borrow(form[1]);
     auto view = view_of(plain.ptr());
@@ -223,6 +230,38 @@ Value ToValue::convert_special_tensor(PyObject* tensor) {
         {.box = Box::whole(encoded.shape), .serializer = nb::cast<std::string>(form[3]), .bytes = view});
   }
   return encoded;
+}
+
+Value ToValue::convert_sharded(PyObject* tensor) {
+  const Hooks& hooks = Hooks::get();
+  const auto form = nb::cast<nb::tuple>(hooks.describe_sharded(nb::handle(tensor), to_str(path()), group_));
+  ShardedTensor sharded;
+  const auto dtype = hooks.dtype_of(form[0].ptr());
+  if (!dtype) {
+    throw Error(ErrorCode::kUnsupported,
+                "'" + path() + "' has dtype " + nb::cast<std::string>(nb::str(form[0])) + ", which can't be stored");
+  }
+  sharded.dtype = *dtype;
+  sharded.shape = to_dims(form[1]);
+  for (const nb::handle item : form[2]) {
+    const auto shard = nb::cast<nb::tuple>(item);
+    nb::object local = nb::borrow(shard[2]);
+    auto view = view_of(local.ptr());
+    if (!view) {
+      throw Error(ErrorCode::kUnsupported,
+                  "'" + path() +
+                      "' is sharded, and the shard of this rank is no plain strided tensor (conj or neg view, "
+                      "quantized, sparse, meta): such shards can't be saved or filled");
+    }
+    keep(std::move(local));
+    sharded.shards.push_back({{to_dims(shard[0]), to_dims(shard[1])}, *std::move(view)});
+  }
+  sharded.layout.mesh_shape = to_dims(form[3]);
+  sharded.layout.mesh = to_dims(form[4]);
+  for (const nb::handle dims : form[5]) sharded.layout.dim_map.push_back(to_dims(dims));
+  sharded.replicas = to_dims(form[6]);
+  sharded.owner = borrow(tensor);
+  return sharded;
 }
 
 Value ToValue::convert_opaque(PyObject* object) {

@@ -15,8 +15,8 @@ namespace torchsnapshot::python {
 /// destroyed with the GIL held. All functions need the GIL.
 class ToValue {
  public:
-  /// `prepare` (None or callable): _custom_tensor_prepare_func of take.
-  explicit ToValue(nanobind::object prepare);
+  /// `prepare` (None or callable): _custom_tensor_prepare_func of take. `group`: the process group whose ranks take.
+  explicit ToValue(nanobind::object prepare, nanobind::object group = nanobind::none());
 
   /// From now on to_save asks `own(tensor, path)` for each contiguous CPU tensor of kLargeBytes or more: an object that
   /// keeps the tensor's memory as long as it lives, which the view will own, or None.
@@ -43,6 +43,7 @@ class ToValue {
   Value convert(PyObject* object, int depth);
   Value convert_tensor(PyObject* tensor);
   Value convert_special_tensor(PyObject* tensor);
+  Value convert_sharded(PyObject* tensor);
   Value convert_dict(PyObject* dict, bool ordered, int depth);
   Value convert_opaque(PyObject* object);
   [[nodiscard]] std::string path() const;
@@ -51,6 +52,7 @@ class ToValue {
   Purpose purpose_ = Purpose::kSave;
   nanobind::object prepare_;
   nanobind::object own_ = nanobind::none();
+  nanobind::object group_;
   /// A step on the way to the node in hand: a dict's key, or a list's index. Text is made of it only when somebody asks
   /// for the path: most leaves never do.
   struct Step {

@@ -14,7 +14,22 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import serialization
+from ._sharding import describe_sharded, is_sharded
 from .errors import CorruptSnapshotError, TypeMismatchError, UnsupportedError
+
+__all__ = [
+    "allocate",
+    "decode_tensor",
+    "describe_sharded",
+    "describe_tensor",
+    "deserialize",
+    "encode_tensor",
+    "fill",
+    "prepare_tensor",
+    "serialize",
+    "to_device",
+    "to_host",
+]
 
 PrepareFn = Callable[[str, torch.Tensor, bool], torch.Tensor]
 # data_ptr, dtype, shape, strides, on the CPU
@@ -28,7 +43,8 @@ _QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)
 def describe_tensor(tensor: torch.Tensor) -> Description | None:
     """Where a plain strided tensor lies; None for one that :func:`encode_tensor` must look at."""
     if (
-        tensor.layout is not torch.strided
+        is_sharded(tensor)
+        or tensor.layout is not torch.strided
         or tensor.is_quantized
         or tensor.is_meta
         or tensor.is_conj()
@@ -68,8 +84,10 @@ def encode_tensor(tensor: torch.Tensor, path: str, saving: bool) -> tuple[Any, .
 
     ``("tensor", t)``: as the plain tensor `t`. ``("encoded", dtype, shape, serializer, bytes)``: as these bytes (None
     unless saving). ``("deferred", dtype, shape)``: restore into a new tensor, then :func:`fill` this one.
-    ``("object",)``: as a pickled object.
+    ``("object",)``: as a pickled object. ``("sharded",)``: see :func:`describe_sharded`.
     """
+    if is_sharded(tensor):
+        return ("sharded",)
     if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
         remedy = (
             "materialize it (to_empty, or load its weights) before taking a snapshot"

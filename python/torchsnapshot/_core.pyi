@@ -13,6 +13,25 @@ def parse_metadata(data: bytes) -> tuple[str, int, dict[str, dict[str, object]]]
 def write_metadata(version: str, world_size: int, entries: dict[str, dict[str, object]]) -> str:
     """Validates entries and writes the metadata as JSON."""
 
+class Coordinator:
+    """The ranks of a process group."""
+
+def make_coordinator(object: object, rank: int, world_size: int) -> Coordinator:
+    """Wraps a GroupCoordinator."""
+
+def agree_on_url(coordinator: Coordinator, url: str) -> tuple[str, str]:
+    """(rank 0's URL, what there is to say about it). Collective."""
+
+def refuse_take(coordinator: Coordinator, error: object) -> None:
+    """
+    Joins the first exchange of a take with an error, for a rank that failed before.
+    """
+
+def refuse_restore(coordinator: Coordinator, error: object) -> None:
+    """
+    Joins the exchange of a restore with an error, for a rank that failed before.
+    """
+
 class Storage:
     """A place for objects; shared by the snapshots in it."""
 
@@ -103,6 +122,22 @@ class TakeOptions:
 
     @lazy_user_faults.setter
     def lazy_user_faults(self, arg: bool, /) -> None: ...
+    def coordinator(self) -> Coordinator: ...
+
+    @coordinator.setter
+    def coordinator(self, arg: Coordinator | None, /) -> None: ...
+
+    @property
+    def commit_timeout_seconds(self) -> float: ...
+
+    @commit_timeout_seconds.setter
+    def commit_timeout_seconds(self, arg: float, /) -> None: ...
+
+    @property
+    def group(self) -> object: ...
+
+    @group.setter
+    def group(self, arg: object | None, /) -> None: ...
 
 class Snapshot:
     """A handle to a snapshot in a storage."""
@@ -112,7 +147,7 @@ class Snapshot:
     def metadata(self, verify: bool) -> tuple[str, int, dict[str, dict[str, object]]]:
         """(version, world_size, {path: entry})."""
 
-    def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], weights_only: bool, keep_going: bool, on_state: object, io: IoOptions) -> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]:
+    def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], weights_only: bool, keep_going: bool, on_state: object, io: IoOptions, coordinator: Coordinator | None) -> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]:
         """Restores; returns (missing, unexpected, mismatched, corrupt)."""
 
     def read_object(self, path: str, target: object | None, weights_only: bool, io: IoOptions) -> object:

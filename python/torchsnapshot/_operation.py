@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from . import _core, knobs
+from ._coordination import GroupCoordinator
 from .event import Event, EventMetadataValue
 from .event_handlers import log_event
 from .progress import ProgressLine
@@ -23,10 +24,13 @@ class Operation:
     `show`: whether a progress line appears on a terminal. The engine calls the methods from its threads, one at a time.
     """
 
-    def __init__(self, name: str, path: str, *, show: bool) -> None:
+    def __init__(
+        self, name: str, path: str, *, show: bool, ranks: GroupCoordinator | None = None, rank: int = 0
+    ) -> None:
         self._name = name
         self._path = path
-        self._common: dict[str, EventMetadataValue] = {"unique_id": uuid.uuid4().hex, "rank": 0, "path": path}
+        self._ranks = ranks
+        self._common: dict[str, EventMetadataValue] = {"unique_id": uuid.uuid4().hex, "rank": rank, "path": path}
         self._started = time.monotonic()
         self._moved = 0
         self._next_event = self._started + _PROGRESS_EVENT_SECONDS
@@ -57,6 +61,7 @@ class Operation:
             is_success=error is None,
             duration_s=time.monotonic() - self._started,
             bytes=self._moved,
+            exchanges=0 if self._ranks is None else self._ranks.exchanges,
             error=None if error is None else f"{type(error).__name__}: {error}",
         )
 
@@ -72,12 +77,15 @@ class Operation:
 
 
 @contextmanager
-def operation(name: str, path: str, progress: bool | None) -> Iterator[_core.IoOptions]:
+def operation(
+    name: str, path: str, progress: bool | None, ranks: GroupCoordinator | None = None, rank: int = 0
+) -> Iterator[Operation]:
     """An operation that is over when the block is left. `progress`: None means as the knob says."""
-    frame = Operation(name, path, show=knobs.is_progress_enabled() if progress is None else progress)
+    show = knobs.is_progress_enabled() if progress is None else progress
+    frame = Operation(name, path, show=show, ranks=ranks, rank=rank)
     error: BaseException | None = None
     try:
-        yield frame.io_options()
+        yield frame
     except BaseException as raised:
         error = raised
         raise

@@ -24,15 +24,18 @@ SHARDED_TENSOR_ELASTICITY_ROOT_ONLY_ENV_VAR = "TORCHSNAPSHOT_ENABLE_SHARDED_TENS
 DISABLE_CHECKSUMS_ENV_VAR = "TORCHSNAPSHOT_DISABLE_CHECKSUMS"
 EXIT_TIMEOUT_ENV_VAR = "TORCHSNAPSHOT_EXIT_TIMEOUT_SECONDS"
 LAZY_USER_FAULTS_ENV_VAR = "TORCHSNAPSHOT_LAZY_USER_FAULTS"
+COMMIT_TIMEOUT_ENV_VAR = "TORCHSNAPSHOT_COMMIT_TIMEOUT_SECONDS"
 PROGRESS_ENV_VAR = "TORCHSNAPSHOT_PROGRESS"
 
 _DEFAULT_MAX_CHUNK_SIZE_BYTES = 512 << 20
 _DEFAULT_MAX_SHARD_SIZE_BYTES = 512 << 20
 _DEFAULT_SLAB_SIZE_THRESHOLD_BYTES = 128 << 20
 _DEFAULT_MAX_PER_RANK_IO_CONCURRENCY = 16
+_DEFAULT_COMMIT_TIMEOUT_SECONDS = 1800
 
 _MAX_INT64 = (1 << 63) - 1
 _MAX_IO_CONCURRENCY = 1 << 16
+_MAX_TIMEOUT_SECONDS = 1 << 31
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
 
@@ -96,6 +99,13 @@ def are_lazy_user_faults_enabled() -> bool:
     """Whether lazy staging is used also where system calls that write to a tensor would fail (EFAULT) while it is pending,
     instead of waiting for its copy."""
     return _bool_from_env(LAZY_USER_FAULTS_ENV_VAR)
+
+
+def get_commit_timeout_seconds() -> int:
+    """How long a rank that has written its part of a snapshot waits for the others before the take fails (1800)."""
+    return _int_from_env(
+        COMMIT_TIMEOUT_ENV_VAR, _DEFAULT_COMMIT_TIMEOUT_SECONDS, minimum=1, maximum=_MAX_TIMEOUT_SECONDS
+    )
 
 
 def is_progress_enabled() -> bool:
@@ -175,6 +185,13 @@ def override_exit_timeout_seconds(seconds: int | None) -> Generator[None, None, 
 def override_lazy_user_faults(enabled: bool) -> Generator[None, None, None]:
     """Sets :func:`are_lazy_user_faults_enabled`."""
     with _override_env_var(LAZY_USER_FAULTS_ENV_VAR, enabled):
+        yield
+
+
+@contextmanager
+def override_commit_timeout_seconds(seconds: int | None) -> Generator[None, None, None]:
+    """Sets :func:`get_commit_timeout_seconds`."""
+    with _override_env_var(COMMIT_TIMEOUT_ENV_VAR, seconds):
         yield
 
 

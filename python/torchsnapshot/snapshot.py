@@ -6,7 +6,7 @@ import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Callable, TypeVar, cast  # noqa: UP035
 
@@ -15,12 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import _core, knobs
 from . import pending_snapshot as _pending
+from ._coordination import GroupCoordinator, coordinator_of, rank_of, to_core
 from ._in_place import skip_self_copies
 from ._native_storage import open_native_storage
 from ._operation import Operation, operation
 from ._plugin_bridge import PluginBridge
 from ._staging import staging_of
-from .errors import InvalidArgumentError, TypeMismatchError, UnsupportedError
+from .errors import InvalidArgumentError, TypeMismatchError
 from .manifest import Entry, SnapshotMetadata, entry_from_dict
 from .pending_snapshot import PendingSnapshot
 from .rng_state import RNGState
@@ -128,12 +129,13 @@ class Snapshot:
             TypeError: `app_state` is no dict of str to stateful objects.
             TorchSnapshotError: anything else; the message names the entry or the object.
         """
-        snapshot = cls(path, pg, storage_options)
-        options = _checked_take(app_state, pg, replicated)
-        with operation("take", path, progress) as io, _state_dicts(app_state) as state_dicts:
-            snapshot._opened = _core.take(
-                snapshot._open_storage(), state_dicts, options, io, _custom_tensor_prepare_func
-            )
+        ranks = coordinator_of(pg)
+        with operation("take", str(path), progress, ranks, rank_of(pg)) as frame:
+            begun = _begin_take(cls, frame, ranks, path, app_state, pg, replicated, storage_options)
+            with begun as (snapshot, storage, state_dicts, options):
+                snapshot._opened = _core.take(
+                    storage, state_dicts, options, frame.io_options(), _custom_tensor_prepare_func
+                )
         return snapshot
 
     @classmethod
@@ -163,17 +165,17 @@ class Snapshot:
         ``"step"``: parameters and states of the optimizers in `app_state` are copied in the background, at the latest
         when ``optimizer.step()`` begins; nothing else may change them before. See docs/async.md.
         """
-        snapshot = cls(path, pg, storage_options)
-        options = _checked_take(app_state, pg, replicated)
         lazily = staging_of(staging, app_state)
-        options.staging = staging
-        options.lazy_user_faults = knobs.are_lazy_user_faults_enabled()
-        frame = Operation("async_take", path, show=False)
-        take = _pending.start(frame, snapshot)
+        ranks = coordinator_of(pg)
+        frame = Operation("async_take", str(path), show=False, ranks=ranks, rank=rank_of(pg))
         try:
-            with _state_dicts(app_state) as state_dicts:
+            begun = _begin_take(cls, frame, ranks, path, app_state, pg, replicated, storage_options)
+            with begun as (snapshot, storage, state_dicts, options):
+                options.staging = staging
+                options.lazy_user_faults = knobs.are_lazy_user_faults_enabled()
+                take = _pending.start(frame, snapshot)
                 core = _core.async_take(
-                    snapshot._open_storage(),
+                    storage,
                     state_dicts,
                     options,
                     frame.io_options(),
@@ -217,19 +219,22 @@ class Snapshot:
             RuntimeError: the snapshot is incomplete or corrupt, lacks a key, or a tensor of a module has another shape
                 or dtype than what was saved. Nothing was changed, unless the message says so.
         """
-        _check_single_process(self.pg)
-        _check_app_state(app_state)
-        statefuls = _rng_last(app_state)
-        with operation("restore", self.path, progress) as io:
-            targets = [(key, stateful.state_dict()) for key, stateful in statefuls]
-            exact = [isinstance(stateful, torch.nn.Module) for _, stateful in statefuls]
+        ranks = coordinator_of(self.pg)
+        core_ranks = to_core(ranks)
+        with operation("restore", self.path, progress, ranks, rank_of(self.pg)) as frame:
+            with _told_to_others(core_ranks, _core.refuse_restore):
+                _check_app_state(app_state)
+                statefuls = _rng_last(_in_common_order(app_state, ranks))
+                targets = [(key, stateful.state_dict()) for key, stateful in statefuls]
+                exact = [isinstance(stateful, torch.nn.Module) for _, stateful in statefuls]
+                snapshot = self._core_snapshot()
 
             def load(index: int, state_dict: Any) -> None:
                 _keep_metadata(targets[index][1], state_dict)
                 _load(statefuls[index][1], state_dict, strict)
 
-            missing, unexpected, mismatched, corrupt = self._core_snapshot().restore(
-                targets, strict, exact, weights_only, keep_going, load, io
+            missing, unexpected, mismatched, corrupt = snapshot.restore(
+                targets, strict, exact, weights_only, keep_going, load, frame.io_options(), core_ranks
             )
         return RestoreReport(missing, unexpected, mismatched, [Corruption(*found) for found in corrupt])
 
@@ -252,10 +257,10 @@ class Snapshot:
         Raises:
             RuntimeError: the snapshot has no such entry (the message names similar ones), is incomplete or corrupt.
         """
-        _check_single_process(self.pg)
         if memory_budget_bytes is not None and memory_budget_bytes <= 0:
             raise InvalidArgumentError(f"memory_budget_bytes must be positive, not {memory_budget_bytes}")
-        with operation("read_object", self.path, progress=False) as io:
+        with operation("read_object", self.path, progress=False, rank=rank_of(self.pg)) as frame:
+            io = frame.io_options()
             if memory_budget_bytes is not None:
                 io.memory_budget_bytes = memory_budget_bytes
             result = self._core_snapshot().read_object(path, obj_out, weights_only, io)
@@ -286,9 +291,10 @@ class Snapshot:
         `replicate_from_rank0`: that of rank 0 instead of this rank's. `weights_only`: as in :meth:`restore`.
         Raises RuntimeError if the snapshot has nothing under that key.
         """
-        _check_single_process(self.pg)
-        with operation("get_state_dict_for_key", self.path, progress=False) as io:
-            state_dict = self._core_snapshot().read_state(key, 0, weights_only, io)
+        rank = rank_of(self.pg)
+        with operation("get_state_dict_for_key", self.path, progress=False, rank=rank) as frame:
+            saver = 0 if replicate_from_rank0 else rank
+            state_dict = self._core_snapshot().read_state(key, saver, weights_only, frame.io_options())
         return cast("dict[Any, Any]", state_dict)
 
     def _core_snapshot(self) -> _core.Snapshot:
@@ -305,14 +311,53 @@ class Snapshot:
         return _core.open_plugin_storage(bridge, self.path)
 
 
-def _check_single_process(pg: torch.distributed.ProcessGroup | None) -> None:
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return
-    world_size = torch.distributed.get_world_size(pg)
-    if world_size > 1:
-        raise UnsupportedError(
-            f"this version takes and restores snapshots of one process; the process group has {world_size} ranks"
-        )
+@contextmanager
+def _told_to_others(
+    ranks: _core.Coordinator | None, refuse: Callable[[_core.Coordinator, BaseException], None]
+) -> Iterator[None]:
+    """What is raised here is raised on the other ranks too: they wait for this one in an exchange."""
+    try:
+        yield
+    except BaseException as error:
+        if ranks is not None:
+            refuse(ranks, error)
+        raise
+
+
+@contextmanager
+def _begin_take(
+    cls: type[Snapshot],
+    frame: Operation,
+    ranks: GroupCoordinator | None,
+    path: str,
+    app_state: AppState[Any],
+    pg: torch.distributed.ProcessGroup | None,
+    replicated: list[str] | None,
+    storage_options: dict[str, Any] | None,
+) -> Iterator[tuple[Snapshot, _core.Storage, list[tuple[str, Any]], _core.TakeOptions]]:
+    """The handle, the storage, the state dicts and the options of a take that the engine can begin with. All that can
+    go wrong on this rank alone goes wrong here, and is told to the others."""
+    core_ranks = to_core(ranks)
+    if core_ranks is not None:
+        agreed, notice = _core.agree_on_url(core_ranks, path if isinstance(path, str) else "")
+        path = agreed if isinstance(path, str) else path
+        if notice:
+            frame.notice(notice)
+    with ExitStack() as stack:
+        with _told_to_others(core_ranks, _core.refuse_take):
+            snapshot = cls(path, pg, storage_options)
+            _check_app_state(app_state)
+            options = _take_options(app_state, replicated)
+            options.coordinator = core_ranks
+            options.group = pg
+            state_dicts = stack.enter_context(_state_dicts(_in_common_order(app_state, ranks)))
+            storage = snapshot._open_storage()
+        yield snapshot, storage, state_dicts, options
+
+
+def _in_common_order(app_state: AppState[Any], ranks: GroupCoordinator | None) -> AppState[Any]:
+    """With several ranks, by key: a state_dict() may be collective, and ranks may have other keys in another order."""
+    return app_state if ranks is None else dict(sorted(app_state.items()))
 
 
 def _check_app_state(app_state: AppState[Any]) -> None:
@@ -374,18 +419,14 @@ def _replicated_globs(replicated: list[str] | None, app_state: AppState[Any]) ->
     return globs
 
 
-def _checked_take(
-    app_state: AppState[Any], pg: torch.distributed.ProcessGroup | None, replicated: list[str] | None
-) -> _core.TakeOptions:
-    """The options of a take whose arguments are right."""
-    _check_single_process(pg)
-    _check_app_state(app_state)
+def _take_options(app_state: AppState[Any], replicated: list[str] | None) -> _core.TakeOptions:
     options = _core.TakeOptions()
     options.replicated = _replicated_globs(replicated, app_state)
     options.max_chunk_bytes = knobs.get_max_chunk_size_bytes()
     options.max_shard_bytes = knobs.get_max_shard_size_bytes()
     options.slab_bytes = knobs.get_slab_size_threshold_bytes()
     options.batching = not knobs.is_batching_disabled()
+    options.commit_timeout_seconds = knobs.get_commit_timeout_seconds()
     return options
 
 

@@ -1,10 +1,14 @@
 #include <algorithm>
+#include <exception>
+#include <functional>
 #include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "coord/commit_vote.h"
+#include "coord/peer_error.h"
 #include "core/path_codec.h"
 #include "manifest/rank_view.h"
 #include "pipeline/corruption_log.h"
@@ -68,32 +72,74 @@ Value read_tree(Storage& storage, ChecksumStore& checksums, const std::string& p
   return reader.take_result(tree);
 }
 
+/// Runs this rank's part; an error of any rank is an error on all.
+void together(Coordinator& ranks, const std::function<void()>& part) {
+  std::exception_ptr own;
+  std::string text;
+  try {
+    part();
+  } catch (...) {
+    own = std::current_exception();
+    text = encode_error(own);
+  }
+  try {
+    agree_all_well(ranks, text);
+  } catch (...) {
+    if (!own) throw;
+  }
+  if (own) std::rethrow_exception(own);
+}
+
+/// What a rank beyond the saved world has not got, because it was private to the ranks that saved it.
+void tell_private(std::int64_t rank, std::int64_t world_size, const RestoreReport& report, const IoOptions& io) {
+  constexpr std::size_t kNamed = 5;
+  if (report.missing.empty() || !io.on_notice) return;
+  std::string paths;
+  for (std::size_t i = 0; i < report.missing.size() && i < kNamed; ++i) {
+    paths += (i == 0 ? "'" : ", '") + report.missing[i] + "'";
+  }
+  if (report.missing.size() > kNamed) paths += " and " + std::to_string(report.missing.size() - kNamed) + " more";
+  io.on_notice("rank " + std::to_string(rank) + " was not among the " + std::to_string(world_size) +
+               " that saved the snapshot; what each of those has for itself alone is not for it: " + paths +
+               ". Name what is the same on all ranks as `replicated` in take");
+}
+
 }  // namespace
 
 RestoreReport Snapshot::restore(AppState& app, const RestoreOptions& options) const {
-  const auto saved = cache_->state(*this, 0, options.io.checksums);
+  const std::int64_t rank = options.coordinator ? options.coordinator->rank() : 0;
   RestoreReport report;
   StateReader reader(options.allocate, options.decode);
   std::vector<std::pair<std::size_t, std::size_t>> planned;  // index in the app state, in the reader
-  for (std::size_t i = 0; i < app.size(); ++i) {
-    const auto& [key, target] = app[i];
-    const std::string path = encode_component(key);
-    const auto group = saved->groups.find(path);
-    if (group == saved->groups.end()) {
-      if (options.strict) fail_missing_key(*storage_, key, saved->groups);
-      report.missing.push_back(path);
-      continue;
+  const auto read = [&] {
+    const auto saved = cache_->state(*this, rank, options.io.checksums);
+    for (std::size_t i = 0; i < app.size(); ++i) {
+      const auto& [key, target] = app[i];
+      const std::string path = encode_component(key);
+      const auto group = saved->groups.find(path);
+      if (group == saved->groups.end()) {
+        if (options.strict) fail_missing_key(*storage_, key, saved->groups);
+        report.missing.push_back(path);
+        continue;
+      }
+      const auto& exact = options.exact_keys;
+      const bool is_exact = std::find(exact.begin(), exact.end(), key) != exact.end();
+      planned.emplace_back(i, reader.add(path, group->second, &target, is_exact, &report));
     }
-    const bool exact = std::find(options.exact_keys.begin(), options.exact_keys.end(), key) != options.exact_keys.end();
-    planned.emplace_back(i, reader.add(path, group->second, &target, exact, &report));
+    if (rank >= saved->metadata->world_size) tell_private(rank, saved->metadata->world_size, report, options.io);
+    CorruptionLog corruptions(options.keep_going);
+    try {
+      reader.read(*storage_, options.io, cache_->checksums, corruptions);
+    } catch (const Error& error) {
+      throw error.with_context("restoring from " + storage_->url());
+    }
+    report.corrupt = corruptions.take();
+  };
+  if (options.coordinator) {
+    together(*options.coordinator, read);
+  } else {
+    read();
   }
-  CorruptionLog corruptions(options.keep_going);
-  try {
-    reader.read(*storage_, options.io, cache_->checksums, corruptions);
-  } catch (const Error& error) {
-    throw error.with_context("restoring from " + storage_->url());
-  }
-  report.corrupt = corruptions.take();
   for (const auto& [i, tree] : planned) {
     Value state = reader.take_result(tree);
     if (options.on_state) {

@@ -1,7 +1,11 @@
+#include <string>
 #include <utility>
 
+#include "coord/commit_vote.h"
+#include "coord/peer_error.h"
 #include "snapshot/internal.h"
 #include "snapshot/take_job.h"
+#include "snapshot/world_take.h"
 #include "torchsnapshot/snapshot.h"
 
 namespace torchsnapshot {
@@ -17,6 +21,29 @@ Snapshot Snapshot::take(std::shared_ptr<Storage> storage, const AppState& app, c
   Snapshot snapshot(job.storage());
   snapshot.cache_->metadata = std::move(metadata);
   return snapshot;
+}
+
+std::string agree_on_url(Coordinator& ranks, const std::string& url, const NoticeFn& on_notice) {
+  std::string agreed = ranks.broadcast(url);
+  if (agreed != url && on_notice) {
+    on_notice("rank 0 takes the snapshot to '" + agreed + "', and so does rank " + std::to_string(ranks.rank()) +
+              ", which was told '" + url + "'");
+  }
+  return agreed;
+}
+
+void refuse_take(Coordinator& ranks, const Error& error) {
+  refuse_world_take(ranks, encode_error(error));
+  throw error;
+}
+
+void refuse_restore(Coordinator& ranks, const Error& error) {
+  try {
+    agree_all_well(ranks, encode_error(error));
+  } catch (const Error&) {
+    throw error;  // this rank's own, whatever the others have
+  }
+  throw error;
 }
 
 }  // namespace torchsnapshot

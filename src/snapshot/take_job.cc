@@ -2,66 +2,32 @@
 //  1. Every object of the take, and then the checksums of them all, is written under a name that no other take uses, so
 //     that nothing the committed manifest points to is touched.
 //  2. Every object is made durable by its writer, and then the folders by Storage::sync.
-//  3. Takes of this process to the same place that were begun before have ended.
-//  4. The metadata is published atomically and durably. This is the commit.
-//  5. Only now are the objects of the snapshot that was there before removed.
-// A failure in 1 to 4 removes what was written (best effort) and leaves the old snapshot.
+//  3. With several ranks, all have come so far (coord/commit_vote.cc). The rest is rank 0's; the others wait for it.
+//  4. Takes of this process to the same place that were begun before have ended.
+//  5. The metadata is published atomically and durably. This is the commit.
+//  6. Only now are the objects of the snapshot that was there before removed.
+// A failure in 1 to 5, on any rank, removes what was written (best effort) and leaves the old snapshot.
 
 #include "snapshot/take_job.h"
 
 #include <algorithm>
 #include <cstddef>
 #include <exception>
-#include <random>
 #include <span>
 #include <string_view>
 #include <unordered_set>
 #include <utility>
 
-#include "core/path_codec.h"
 #include "integrity/checksum_sidecar.h"
 #include "manifest/metadata_seal.h"
 #include "pipeline/checksum_store.h"
 #include "pipeline/options.h"
 #include "snapshot/internal.h"
-#include "state/flatten.h"
+#include "snapshot/world_take.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
 namespace {
-
-/// 128 random bits in hex: unique to this take.
-std::string make_take_id() {
-  std::random_device random;
-  static constexpr char kDigits[] = "0123456789abcdef";
-  std::string id;
-  for (int word = 0; word < 4; ++word) {
-    std::uint32_t bits = random();
-    for (int digit = 0; digit < 8; ++digit, bits >>= 4U) id += kDigits[bits & 15U];
-  }
-  return id;
-}
-
-FlatState flatten_app(const AppState& app) {
-  FlatState state;
-  std::unordered_set<std::string_view> keys;
-  for (const auto& [key, value] : app) {
-    if (!keys.insert(key).second) throw Error(ErrorCode::kInvalidArgument, "app state has the key '" + key + "' twice");
-    flatten(value, encode_component(key), state);
-  }
-  return state;
-}
-
-WritePlan make_plan(const AppState& app, const TakeOptions& options, const std::string& take_id) {
-  WritePlanOptions plan_options;
-  plan_options.take_id = take_id;
-  plan_options.replicated = options.replicated;
-  plan_options.max_chunk_bytes = options.max_chunk_bytes;
-  plan_options.max_shard_bytes = options.max_shard_bytes;
-  plan_options.slab_bytes = options.slab_bytes;
-  plan_options.batching = options.batching;
-  return plan_write(flatten_app(app), plan_options);
-}
 
 /// True for names that can only mean what they say; a manifest may hold others, which are read but never removed.
 bool is_plain_location(std::string_view location) {
@@ -120,24 +86,66 @@ bool may_be_committed(Storage& storage, std::string_view text) {
 
 }  // namespace
 
+template <typename Step>
+auto TakeJob::step(const Step& step) {
+  try {
+    return step();
+  } catch (const Error& error) {
+    fail(std::current_exception());
+    throw error.with_context("taking a snapshot to " + storage_->url());
+  } catch (...) {
+    fail(std::current_exception());
+    throw;
+  }
+}
+
 TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options, Staging staging)
     : storage_(std::move(storage)),
       io_(options.io),
       on_copied_(options.on_copied),
-      take_id_(make_take_id()),
-      plan_(make_plan(app, options, take_id_)),
-      metadata_(std::make_shared<SnapshotMetadata>()),
-      turn_(storage_->url()) {
+      metadata_(std::make_shared<SnapshotMetadata>()) {
+  if (options.coordinator && options.coordinator->world_size() > 1) {
+    ranks_ = options.coordinator;
+    rank_ = ranks_->rank();
+  }
+  if (publishes()) turn_.emplace(storage_->url());
+  step([&] {
+    plan(app, options);
+    for (const WriteObject& object : plan_.objects) written_.push_back(object.location);
+    pipeline_ = std::make_unique<WritePipeline>(plan_, *storage_, io_, staging,
+                                                WriteGuard::Limits{.user_faults = options.lazy_user_faults});
+  });
+}
+
+void TakeJob::plan(const AppState& app, const TakeOptions& options) {
   metadata_->version = TORCHSNAPSHOT_VERSION;
-  metadata_->world_size = 1;
-  metadata_->manifest = std::move(plan_.manifest);
-  text_ = write_sealed_metadata(*metadata_);
-  for (const WriteObject& object : plan_.objects) written_.push_back(object.location);
-  pipeline_ = std::make_unique<WritePipeline>(plan_, *storage_, io_, staging,
-                                              WriteGuard::Limits{.user_faults = options.lazy_user_faults});
+  if (ranks_) {
+    WorldTake take = plan_world_take(*ranks_, app, options);
+    take_id_ = std::move(take.take_id);
+    vote_ = std::move(take.vote);
+    vote_->set_poll(io_.poll);
+    plan_ = std::move(take.plan);
+    metadata_->world_size = ranks_->world_size();
+    metadata_->manifest = std::move(take.manifest);
+  } else {
+    take_id_ = make_take_id();
+    plan_ = plan_write(flatten_app(app), plan_options(options, take_id_));
+    metadata_->world_size = 1;
+    metadata_->manifest = std::move(plan_.manifest);
+  }
+  if (publishes()) text_ = write_sealed_metadata(*metadata_);
 }
 
 TakeJob::~TakeJob() {
+  if (!is_over_) fail(std::make_exception_ptr(Error(ErrorCode::kCancelled, "the take was given up")));
+}
+
+/// Tells the other ranks, and removes what was written.
+void TakeJob::fail(const std::exception_ptr& error) noexcept {
+  if (vote_) {
+    vote_->fail(error, is_over_);
+    if (vote_->may_be_committed()) is_over_ = true;
+  }
   clean_up();
 }
 
@@ -145,22 +153,16 @@ void TakeJob::clean_up() noexcept {
   if (std::exchange(is_over_, true)) return;
   pipeline_.reset();  // no write is under way any more
   try {
+    if (ranks_ && publishes() && !take_id_.empty()) {
+      // What ranks that are dead have left, too. Those that live remove their own, now or when they learn of the end.
+      for (const char* folder : {"data/", ".torchsnapshot/"}) {
+        const auto found = storage_->list(folder + take_id_ + "/");
+        written_.insert(written_.end(), found.begin(), found.end());
+      }
+    }
     remove_quietly(*storage_, written_, io_);
   } catch (const std::exception&) {  // no memory, or an observer that throws: `prune` finds what is left
     return;
-  }
-}
-
-template <typename Step>
-auto TakeJob::step(const Step& step) {
-  try {
-    return step();
-  } catch (const Error& error) {
-    clean_up();
-    throw error.with_context("taking a snapshot to " + storage_->url());
-  } catch (...) {
-    clean_up();
-    throw;
   }
 }
 
@@ -177,19 +179,40 @@ std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
     pipeline_.reset();
     plan_ = {};
     storage_->sync();
-    turn_.wait(io_.stop);
-    std::vector<std::string> old = committed_locations(*storage_, io_);
-    if (io_.stop.stop_requested()) throw Error(ErrorCode::kCancelled, "the take was cancelled");
-    publish();
-    return old;
+    if (vote_) vote_->arrive();
+    if (publishes()) return commit();
+    vote_->wait_for_verdict(io_.stop);
+    is_over_ = true;
+    return std::vector<std::string>();
   });
+  if (!publishes()) return nullptr;
   remove_quietly(*storage_, obsolete, io_);
   return metadata_;
 }
 
+/// Steps 3 to 5, on rank 0. Returns what the commit has made obsolete.
+std::vector<std::string> TakeJob::commit() {
+  if (vote_) vote_->wait_for_all(io_.stop);
+  turn_->wait(io_.stop);
+  std::vector<std::string> old = committed_locations(*storage_, io_);
+  if (io_.stop.stop_requested()) throw Error(ErrorCode::kCancelled, "the take was cancelled");
+  if (vote_) vote_->begin_commit();
+  publish();
+  if (vote_) {
+    try {
+      vote_->announce_commit();
+    } catch (const Error& error) {
+      if (io_.on_notice) {
+        io_.on_notice(std::string("the snapshot is committed, but the other ranks can't be told: ") + error.what());
+      }
+    }
+  }
+  return old;
+}
+
 void TakeJob::write_checksums(const ChecksumTables& tables) {
   if (tables.empty()) return;
-  const std::string location = checksum_location(take_id_, 0);
+  const std::string location = checksum_location(take_id_, rank_);
   const std::string bytes = serialize_checksums(tables);
   written_.push_back(location);
   const auto writer = storage_->create(location, bytes.size(), io_.stop);

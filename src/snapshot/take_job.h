@@ -1,11 +1,15 @@
 // One take, in the steps of the commit protocol.
 #pragma once
 
+#include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "coord/commit_vote.h"
 #include "pipeline/write_pipeline.h"
 #include "plan/write_plan.h"
 #include "snapshot/commit_queue.h"
@@ -13,11 +17,12 @@
 
 namespace torchsnapshot {
 
-/// From an app state to a committed snapshot. One owner thread at a time. An error in a step leaves no snapshot, and
-/// the old one as it was; its message says which take it was. Destroyed before finish(), it removes what was written.
+/// From an app state to a committed snapshot; of several ranks, this one's part in it. One owner thread at a time. An
+/// error in a step, on any rank, leaves no snapshot, and the old one as it was; its message says which take it was.
+/// Destroyed before finish(), it removes what was written.
 class TakeJob {
  public:
-  /// Plans, and checks `app`. Nothing is written yet.
+  /// Plans, and checks `app`; with several ranks, together with them (collective). Nothing is written yet.
   TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options, Staging staging);
   ~TakeJob();
   TakeJob(const TakeJob&) = delete;
@@ -27,16 +32,23 @@ class TakeJob {
   void stage();
   /// See WritePipeline.
   [[nodiscard]] std::shared_ptr<LazyCopies> lazy_copies() const noexcept { return pipeline_->lazy_copies(); }
-  /// Writes what is left to write, and commits.
+  /// Writes what is left to write, and commits. Returns the metadata; null on other ranks than 0, which don't have it.
   std::shared_ptr<const SnapshotMetadata> finish();
   /// From now on nobody is asked between waits (IoOptions::poll), as the calling thread is another.
-  void stop_polling() { pipeline_->stop_polling(); }
+  void stop_polling() {
+    pipeline_->stop_polling();
+    if (vote_) vote_->set_poll(nullptr);
+  }
 
   [[nodiscard]] const std::shared_ptr<Storage>& storage() const noexcept { return storage_; }
 
  private:
   template <typename Step>
   auto step(const Step& step);
+  void plan(const AppState& app, const TakeOptions& options);
+  [[nodiscard]] bool publishes() const noexcept { return rank_ == 0; }
+  std::vector<std::string> commit();
+  void fail(const std::exception_ptr& error) noexcept;
   void write_checksums(const ChecksumTables& tables);
   void publish();
   void clean_up() noexcept;
@@ -44,13 +56,16 @@ class TakeJob {
   std::shared_ptr<Storage> storage_;
   IoOptions io_;
   std::function<void()> on_copied_;
+  std::shared_ptr<Coordinator> ranks_;  ///< null: this process alone
+  std::int64_t rank_ = 0;
   std::string take_id_;
   WritePlan plan_;
   std::shared_ptr<SnapshotMetadata> metadata_;
   std::string text_;                  ///< of the metadata
   std::vector<std::string> written_;  ///< removed again if the take fails
   bool is_over_ = false;              ///< committed, perhaps
-  CommitTurn turn_;
+  std::optional<CommitTurn> turn_;    ///< of the one that publishes
+  std::unique_ptr<CommitVote> vote_;  ///< with several ranks
   std::unique_ptr<WritePipeline> pipeline_;
 };
 

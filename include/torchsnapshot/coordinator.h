@@ -1,0 +1,55 @@
+// How the ranks of one program talk to each other. The engine brings no network of its own: a face implements this
+// over what the program has already (torch.distributed in Python).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace torchsnapshot {
+
+/// Small values by name that all ranks see. No call waits for another rank. Thread-safe. What fails, as a store whose
+/// server is gone, is an Error.
+class KeyValueStore {
+ public:
+  virtual ~KeyValueStore() = default;
+  KeyValueStore() = default;
+  KeyValueStore(const KeyValueStore&) = delete;
+  KeyValueStore& operator=(const KeyValueStore&) = delete;
+
+  virtual void set(const std::string& key, const std::string& value) = 0;
+  /// Nothing when no rank has set the key.
+  virtual std::optional<std::string> get(const std::string& key) = 0;
+  /// Adds to a number (0 when new) and returns the sum. Atomic. Keys of numbers are not read with get().
+  virtual std::int64_t add(const std::string& key, std::int64_t amount) = 0;
+  /// Sets the key (to a value that is not empty) if no rank has yet, and returns the value that it has then. Atomic.
+  virtual std::string set_once(const std::string& key, const std::string& value) = 0;
+  virtual void remove(const std::string& key) = 0;
+};
+
+/// The ranks that take or restore together. The exchanges are collective: every rank calls the same ones in the same
+/// order, from one thread, and never from a background one. One that fails, because a rank is gone or too late, is an
+/// Error on the ranks that notice it. The store may be used by any thread.
+class Coordinator {
+ public:
+  virtual ~Coordinator() = default;
+  Coordinator() = default;
+  Coordinator(const Coordinator&) = delete;
+  Coordinator& operator=(const Coordinator&) = delete;
+
+  [[nodiscard]] virtual std::int64_t rank() const = 0;
+  [[nodiscard]] virtual std::int64_t world_size() const = 0;
+
+  /// Rank 0's bytes, on every rank.
+  virtual std::string broadcast(const std::string& bytes) = 0;
+  /// The bytes of every rank, by rank, on every rank. No rank passes more than `limit`, which all pass alike.
+  virtual std::vector<std::string> all_gather(const std::string& bytes, std::size_t limit) = 0;
+  /// The bytes of every rank, by rank, on rank 0; nothing on the others.
+  virtual std::vector<std::string> gather(const std::string& bytes) = 0;
+
+  virtual KeyValueStore& store() = 0;
+};
+
+}  // namespace torchsnapshot

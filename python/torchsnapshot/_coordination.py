@@ -1,0 +1,189 @@
+"""The ranks of a process group, as the engine talks to them.
+
+Exchanges are collectives of the group, on tensors of a device that its backend can move; they happen in the foreground
+only. What goes on in the background uses a key-value store: the one that ``torch.distributed`` was started with, over
+a connection of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from . import _core
+from .errors import StorageError, TorchSnapshotError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: A broadcast up to this size takes one collective.
+_SHORT_BYTES = 2048
+_SIZE_BYTES = 8
+
+
+class GroupCoordinator:
+    """Exchanges of bytes within a process group. The engine calls it through ``_core.Coordinator``.
+
+    All ranks call the same methods in the same order. `exchanges` counts the collectives.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+        self.rank = dist.get_rank(group)
+        self.world_size = dist.get_world_size(group)
+        self.exchanges = 0
+        self._device = _exchange_device(group)
+        self._root = dist.get_global_rank(group, 0) if group is not None else 0
+        self._store = _own_connection(_store_of_default_group())
+
+    def broadcast(self, data: bytes) -> bytes:
+        """Rank 0's bytes."""
+        first = self._padded(_with_size(data)[: _SIZE_BYTES + _SHORT_BYTES], _SIZE_BYTES + _SHORT_BYTES)
+        self._collective(lambda: dist.broadcast(first, self._root, group=self.group))
+        head = _bytes_of(first)
+        size = int.from_bytes(head[:_SIZE_BYTES], "little")
+        if size <= _SHORT_BYTES:
+            return head[_SIZE_BYTES : _SIZE_BYTES + size]
+        whole = self._padded(data if self.rank == 0 else b"", size)
+        self._collective(lambda: dist.broadcast(whole, self._root, group=self.group))
+        return _bytes_of(whole)
+
+    def all_gather(self, data: bytes, limit: int) -> list[bytes]:
+        """The bytes of all ranks, by rank; none has more than `limit`."""
+        mine = self._padded(_with_size(data), _SIZE_BYTES + limit)
+        theirs = [torch.empty_like(mine) for _ in range(self.world_size)]
+        self._collective(lambda: dist.all_gather(theirs, mine, group=self.group))
+        return [_without_size(_bytes_of(tensor)) for tensor in theirs]
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """The bytes of all ranks, by rank, on rank 0; nothing elsewhere."""
+        sizes = [int.from_bytes(size, "little") for size in self.all_gather(_size_of(data), _SIZE_BYTES)]
+        mine = self._padded(data, max(1, *sizes))
+        theirs = [torch.empty_like(mine) for _ in range(self.world_size)] if self.rank == 0 else None
+        self._collective(lambda: dist.gather(mine, theirs, dst=self._root, group=self.group))
+        return [_bytes_of(tensor)[:size] for tensor, size in zip(theirs or [], sizes, strict=False)]
+
+    # The store. Values are bytes; none of the calls waits for another rank.
+
+    def store_set(self, key: str, value: bytes) -> None:
+        """Sets a key."""
+        self._on_store(lambda: self._store.set(key, value))
+
+    def store_get(self, key: str) -> bytes | None:
+        """The value of a key, or None."""
+        found = self._on_store(lambda: self._store.get(key) if self._store.check([key]) else None)
+        return None if found is None else bytes(found)
+
+    def store_add(self, key: str, amount: int) -> int:
+        """Adds to a number, and returns the sum."""
+        return int(self._on_store(lambda: self._store.add(key, amount)))
+
+    def store_set_once(self, key: str, value: bytes) -> bytes:
+        """Sets a key that is not set, and returns the value that it has then."""
+        text = value.decode("utf-8", "backslashreplace")
+        found = self._on_store(lambda: self._store.compare_set(key, "", text))
+        return found if isinstance(found, bytes) else str(found).encode()
+
+    def store_remove(self, key: str) -> None:
+        """Removes a key, where the store can."""
+        try:
+            self._store.delete_key(key)
+        except NotImplementedError:  # a store in a file
+            return
+        except RuntimeError as error:
+            raise _store_error(error) from error
+
+    def _on_store(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except RuntimeError as error:
+            raise _store_error(error) from error
+
+    def _collective(self, call: Callable[[], Any]) -> None:
+        self.exchanges += 1
+        try:
+            call()
+        except RuntimeError as error:
+            raise StorageError(
+                f"an exchange between the ranks failed (has one of them died?): {_first_line(error)}"
+            ) from error
+
+    def _padded(self, data: bytes, size: int) -> torch.Tensor:
+        buffer = bytearray(size)
+        buffer[: len(data)] = data
+        return torch.frombuffer(buffer, dtype=torch.uint8).to(self._device)
+
+
+def coordinator_of(group: dist.ProcessGroup | None) -> GroupCoordinator | None:
+    """The coordinator of a process group (None: the default one); None for a world of one."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) <= 1:
+        return None
+    if dist.get_rank(group) < 0:
+        raise TorchSnapshotError("this process is no member of the process group `pg`")
+    return GroupCoordinator(group)
+
+
+def rank_of(group: dist.ProcessGroup | None) -> int:
+    """This process's rank in the group; 0 for a world of one."""
+    if not dist.is_available() or not dist.is_initialized():
+        return 0
+    return max(0, dist.get_rank(group))
+
+
+def to_core(coordinator: GroupCoordinator | None) -> _core.Coordinator | None:
+    """The same for the engine."""
+    if coordinator is None:
+        return None
+    return _core.make_coordinator(coordinator, coordinator.rank, coordinator.world_size)
+
+
+def _exchange_device(group: dist.ProcessGroup | None) -> torch.device:
+    """A device whose tensors the group's backend moves; the CPU if it can."""
+    pg = group if group is not None else dist.distributed_c10d._get_default_group()
+    devices = list(pg._device_types)
+    if not devices or torch.device("cpu") in devices:
+        return torch.device("cpu")
+    kind = devices[0].type
+    module = getattr(torch, kind, None)
+    if module is None or not hasattr(module, "current_device"):
+        return torch.device(kind)
+    return torch.device(kind, module.current_device())
+
+
+def _store_of_default_group() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _own_connection(store: Any) -> Any:
+    """The store over a connection of its own, so that a look at it never waits for another user of it."""
+    try:
+        return store.clone()
+    except (AttributeError, NotImplementedError, RuntimeError):  # older torch; a store that has none
+        return store
+
+
+def _store_error(error: BaseException) -> StorageError:
+    return StorageError(f"the key-value store of torch.distributed failed (is its host gone?): {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _size_of(data: bytes) -> bytes:
+    return len(data).to_bytes(_SIZE_BYTES, "little")
+
+
+def _with_size(data: bytes) -> bytes:
+    return _size_of(data) + data
+
+
+def _without_size(data: bytes) -> bytes:
+    return data[_SIZE_BYTES : _SIZE_BYTES + int.from_bytes(data[:_SIZE_BYTES], "little")]
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.cpu().numpy().tobytes()
