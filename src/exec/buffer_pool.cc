@@ -85,6 +85,11 @@ std::size_t BufferPool::count() const {
   return count_;
 }
 
+bool BufferPool::has_free() const {
+  const std::lock_guard lock(mutex_);
+  return !free_.empty();
+}
+
 void BufferPool::survive_fork() {
   lock_over_fork(mutex_);
 }

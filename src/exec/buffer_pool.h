@@ -45,6 +45,8 @@ class BufferPool {
   [[nodiscard]] std::size_t buffer_bytes() const noexcept { return buffer_bytes_; }
   /// Buffers that are there, free or on loan.
   [[nodiscard]] std::size_t count() const;
+  /// Whether the next buffer is one that was used before (if nobody else takes it).
+  [[nodiscard]] bool has_free() const;
   /// For a pool that lives as long as the process: it can be used in a forked child.
   void survive_fork();
 

@@ -76,5 +76,15 @@ TEST(BufferPool, RandomSchedules) {
   }
 }
 
+TEST(BufferPool, KnowsWhetherThereIsAWarmOne) {
+  BufferPool pool(4096, 1);
+  EXPECT_FALSE(pool.has_free());
+  {
+    const auto buffer = pool.acquire();
+    EXPECT_FALSE(pool.has_free());
+  }
+  EXPECT_TRUE(pool.has_free());
+}
+
 }  // namespace
 }  // namespace torchsnapshot
