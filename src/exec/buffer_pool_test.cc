@@ -86,5 +86,14 @@ TEST(BufferPool, KnowsWhetherThereIsAWarmOne) {
   EXPECT_TRUE(pool.has_free());
 }
 
+TEST(BufferPool, IsWarmedUpToWhatItKeeps) {
+  BufferPool pool(8192, 2);
+  EXPECT_TRUE(pool.warm_one());
+  EXPECT_TRUE(pool.has_free());
+  EXPECT_TRUE(pool.warm_one());
+  EXPECT_FALSE(pool.warm_one());
+  EXPECT_EQ(pool.count(), 2U);
+}
+
 }  // namespace
 }  // namespace torchsnapshot
