@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -134,11 +135,12 @@ class _BeforeStep:
             if not self._is_registered:
                 self._is_registered = True
                 register_optimizer_step_pre_hook(self._hook)
+                atexit.register(self.forget)
             self._takes = [other for other in self._takes if not other.is_over()]
             self._takes.append(take)
 
     def forget(self) -> None:
-        """In a forked child: the takes are its parent's, and have the parent's memory."""
+        """In a forked child, whose memory is not what the takes look at; and at the end of the program."""
         self._lock = threading.Lock()
         self._takes.clear()
 

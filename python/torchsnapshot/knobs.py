@@ -96,8 +96,8 @@ def get_exit_timeout_seconds() -> int | None:
 
 
 def are_lazy_user_faults_enabled() -> bool:
-    """Whether lazy staging is used also where system calls that write to a tensor would fail (EFAULT) while it is pending,
-    instead of waiting for its copy."""
+    """Whether lazy staging is used also where system calls that write to a tensor whose copy is pending would fail
+    (EFAULT) instead of waiting for it."""
     return _bool_from_env(LAZY_USER_FAULTS_ENV_VAR)
 
 

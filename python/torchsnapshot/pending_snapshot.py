@@ -8,11 +8,11 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import _core, knobs
 from ._operation import Operation
+from ._staging import Staging
 from .errors import PendingTakeError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class _Take:
 
     def __init__(self, operation: Operation, path: str) -> None:
         self.core: _core.PendingSnapshot
-        self.finish_copies: Callable[[], None] = lambda: self.core.wait_staged()
+        self.staging: Staging | None = None
         self._operation = operation
         self._path = path
         self._lock = threading.Lock()
@@ -92,6 +92,10 @@ class _Take:
             self._is_over = True
         self._operation.end(error)
         self._warn()
+
+    def finish_copies(self) -> None:
+        if self.staging is not None:
+            self.staging.finish()
 
     def forget(self) -> None:
         """The program has dropped its PendingSnapshot."""

@@ -160,8 +160,8 @@ class Snapshot:
         from :meth:`PendingSnapshot.wait`.
 
         `staging` says when large contiguous CPU tensors are copied; everything else is, before this returns.
-        ``"eager"``: before this returns. ``"lazy"``: in the background; their memory is write-protected, and a thread that
-        writes to it waits for the copy of a few MB. Where that is not possible it is as eager, with a notice.
+        ``"eager"``: before this returns. ``"lazy"``: in the background; their memory is write-protected, and a thread
+        that writes to it waits for the copy of a few MB. Where that is not possible it is as eager, with a notice.
         ``"step"``: parameters and states of the optimizers in `app_state` are copied in the background, at the latest
         when ``optimizer.step()`` begins; nothing else may change them before. See docs/async.md.
         """
@@ -189,7 +189,7 @@ class Snapshot:
             raise
         if lazily:
             lazily.begun(core)
-            take.finish_copies = lazily.finish
+            take.staging = lazily
         return _pending.follow(take, core, snapshot)
 
     def restore(

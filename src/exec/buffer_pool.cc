@@ -29,9 +29,33 @@ BufferPool::Buffer BufferPool::acquire() {
       free_.pop_back();
       return {this, data, buffer_bytes_};
     }
-    if (free_.capacity() == count_) free_.reserve(std::max<std::size_t>(16, 2 * count_));
-    ++count_;
+    count_one();
   }
+  return make();
+}
+
+bool BufferPool::warm_one() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (count_ >= keep_) return false;
+    count_one();
+  }
+  try {
+    const Buffer buffer = make();
+    constexpr std::size_t kSmallPage = 4096;
+    for (std::size_t at = 0; at < buffer_bytes_; at += kSmallPage) buffer.span()[at] = std::byte{};
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+void BufferPool::count_one() {
+  if (free_.capacity() == count_) free_.reserve(std::max<std::size_t>(16, 2 * count_));
+  ++count_;
+}
+
+BufferPool::Buffer BufferPool::make() {
   try {
     return {this, map(), buffer_bytes_};
   } catch (...) {
@@ -83,6 +107,11 @@ void BufferPool::keep_at_most(std::size_t buffers) {
 std::size_t BufferPool::count() const {
   const std::lock_guard lock(mutex_);
   return count_;
+}
+
+bool BufferPool::has_free() const {
+  const std::lock_guard lock(mutex_);
+  return !free_.empty();
 }
 
 void BufferPool::survive_fork() {

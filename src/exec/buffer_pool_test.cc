@@ -76,5 +76,24 @@ TEST(BufferPool, RandomSchedules) {
   }
 }
 
+TEST(BufferPool, KnowsWhetherThereIsAWarmOne) {
+  BufferPool pool(4096, 1);
+  EXPECT_FALSE(pool.has_free());
+  {
+    const auto buffer = pool.acquire();
+    EXPECT_FALSE(pool.has_free());
+  }
+  EXPECT_TRUE(pool.has_free());
+}
+
+TEST(BufferPool, IsWarmedUpToWhatItKeeps) {
+  BufferPool pool(8192, 2);
+  EXPECT_TRUE(pool.warm_one());
+  EXPECT_TRUE(pool.has_free());
+  EXPECT_TRUE(pool.warm_one());
+  EXPECT_FALSE(pool.warm_one());
+  EXPECT_EQ(pool.count(), 2U);
+}
+
 }  // namespace
 }  // namespace torchsnapshot

@@ -39,6 +39,12 @@ MemoryBudget::Lease MemoryBudget::acquire(std::uint64_t bytes, const std::stop_t
   return grant(bytes);
 }
 
+MemoryBudget::Lease MemoryBudget::try_acquire(std::uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  if (!queue_.empty() || in_use_ > limit_ || bytes > limit_ - in_use_) return {};
+  return grant(bytes);
+}
+
 MemoryBudget::Lease MemoryBudget::acquire_within(std::uint64_t bytes, std::chrono::milliseconds patience,
                                                  const std::stop_token& stop) {
   std::unique_lock lock(mutex_);

@@ -29,6 +29,11 @@ class MemoryBudget {
     ~Lease();
 
     [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
+    /// Takes `bytes`, at most bytes(), out of this one.
+    [[nodiscard]] Lease split(std::uint64_t bytes) noexcept {
+      bytes_ -= bytes;
+      return {budget_, bytes};
+    }
 
    private:
     friend class MemoryBudget;
@@ -40,6 +45,8 @@ class MemoryBudget {
   /// Waits for `bytes`. Throws Error(kCancelled) when `stop` was requested already or is meanwhile; then the
   /// requests behind it move up.
   [[nodiscard]] Lease acquire(std::uint64_t bytes, const std::stop_token& stop);
+  /// All of `bytes` at once, if they fit and nobody waits. Empty otherwise.
+  [[nodiscard]] Lease try_acquire(std::uint64_t bytes);
   /// As acquire, but comes first, and takes the bytes above the limit once it has waited for `patience`, or at once while
   /// others have done so: for those who must not wait for ever.
   [[nodiscard]] Lease acquire_within(std::uint64_t bytes, std::chrono::milliseconds patience,

@@ -210,5 +210,57 @@ TEST(DefaultMemoryBudget, IsWithinItsBounds) {
   EXPECT_LE(default_memory_budget(8), 32ULL << 30);
 }
 
+TEST(MemoryBudget, AllAtOnceOrNothing) {
+  MemoryBudget budget(100);
+  MemoryBudget::Lease whole = budget.try_acquire(90);
+  EXPECT_EQ(whole.bytes(), 90U);
+  EXPECT_EQ(budget.try_acquire(11).bytes(), 0U);
+  {
+    const MemoryBudget::Lease part = whole.split(40);
+    EXPECT_EQ(part.bytes(), 40U);
+    EXPECT_EQ(budget.in_use(), 90U);
+  }
+  EXPECT_EQ(whole.bytes(), 50U);
+  EXPECT_EQ(budget.in_use(), 50U);
+  EXPECT_EQ(budget.try_acquire(50).bytes(), 50U);
+  EXPECT_EQ(MemoryBudget(10).try_acquire(11).bytes(), 0U) << "not even when nothing else is in use";
+}
+
+TEST(MemoryBudget, WhoMustNotWaitForEverTakesMore) {
+  using std::chrono::milliseconds;
+  MemoryBudget budget(100);
+  const MemoryBudget::Lease all = budget.acquire(100, {});
+  const MemoryBudget::Lease more = budget.acquire_within(30, milliseconds(1), {});
+  EXPECT_EQ(budget.in_use(), 130U);
+  const MemoryBudget::Lease again = budget.acquire_within(30, std::chrono::hours(1), {});
+  EXPECT_EQ(budget.in_use(), 160U) << "it is above the limit already";
+  std::stop_source stop;
+  stop.request_stop();
+  EXPECT_THROW(static_cast<void>(budget.acquire_within(30, milliseconds(1), stop.get_token())), Error);
+}
+
+TEST(MemoryBudget, WhoMustNotWaitForEverComesFirst) {
+  MemoryBudget budget(100);
+  auto all = std::make_unique<MemoryBudget::Lease>(budget.acquire(100, {}));
+  std::atomic<int> order{0};
+  int urgent = 0;
+  int patient = 0;
+  std::jthread first([&] {
+    const auto lease = budget.acquire(100, {});
+    patient = ++order;
+  });
+  while (budget.waiting() < 1) std::this_thread::yield();
+  std::jthread second([&] {
+    const auto lease = budget.acquire_within(100, std::chrono::hours(1), {});
+    urgent = ++order;
+  });
+  while (budget.waiting() < 2) std::this_thread::yield();
+  all.reset();
+  first.join();
+  second.join();
+  EXPECT_EQ(urgent, 1);
+  EXPECT_EQ(patient, 2);
+}
+
 }  // namespace
 }  // namespace torchsnapshot

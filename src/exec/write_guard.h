@@ -44,7 +44,7 @@ class WriteGuard {
   WriteGuard(const WriteGuard&) = delete;
   WriteGuard& operator=(const WriteGuard&) = delete;
 
-  /// Protects whole pages. False where the kernel does not allow it; then nothing is protected.
+  /// Protects whole pages. False where the kernel does not allow it; then nothing is protected. Thread-safe.
   bool protect(std::span<const std::byte> pages);
   /// Lifts the protection, and wakes who waits. Any part of what was protected, also twice. Thread-safe.
   void release(std::span<const std::byte> pages) noexcept;

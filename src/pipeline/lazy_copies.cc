@@ -26,6 +26,23 @@ namespace {
 
 constexpr std::chrono::milliseconds kPatience(1000);
 
+/// Protects the regions that are chosen, on all cores: small pages take their time. Says which it could.
+std::vector<char> protect(WriteGuard& guard, const std::vector<std::span<const std::byte>>& regions,
+                          const std::vector<std::size_t>& chosen) {
+  constexpr std::size_t kMaxThreads = 8;  // they share one lock of the kernel
+  std::vector<char> done(chosen.size(), 0);
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t i = next++; i < chosen.size(); i = next++) done[i] = guard.protect(regions[chosen[i]]) ? 1 : 0;
+  };
+  std::vector<std::jthread> helpers;
+  const std::size_t cores = std::min<std::size_t>(std::thread::hardware_concurrency(), kMaxThreads);
+  while (helpers.size() + 1 < std::min(cores, chosen.size())) helpers.emplace_back(work);
+  work();
+  helpers.clear();
+  return done;
+}
+
 /// All that are under way in this process.
 class Pending {
  public:
@@ -111,12 +128,16 @@ std::vector<bool> LazyCopies::start(const std::vector<std::span<const std::byte>
   const std::lock_guard lock(mutex_);
   const auto usable = guard_ ? private_memory() : std::vector<AddressRange>{};
   const std::byte* end = nullptr;
+  std::vector<std::size_t> chosen;
   for (const std::size_t i : ascending) {
     const auto& region = regions[i];
     if (region.data() < end) continue;  // views of one storage
-    is_held[i] = !guard_ || (is_within(region, usable) && guard_->protect(region));
-    if (is_held[i]) end = region.data() + region.size();
+    if (guard_ && !is_within(region, usable)) continue;
+    chosen.push_back(i);
+    end = region.data() + region.size();
   }
+  const std::vector<char> done = guard_ ? protect(*guard_, regions, chosen) : std::vector<char>(chosen.size(), 1);
+  for (std::size_t i = 0; i < chosen.size(); ++i) is_held[chosen[i]] = done[i] != 0;
   std::size_t index = 0;
   for (const LazyBlock& block : blocks) {
     if (is_held[block.region]) blocks_.push_back({.memory = block.memory, .index = index});

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -91,6 +92,34 @@ void stage_block(const WriteBlock& block, std::span<std::byte> buffer, ChecksumB
   }
   zero_until(block.range.end);
 }
+
+/// Tasks of a group that begin when they are let go; those that come later begin at once. Thread-safe.
+class HeldBack {
+ public:
+  HeldBack(TaskGroup& group, bool is_on) : group_(group), is_on_(is_on) {}
+  void run(std::function<void()> task) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (is_on_) {
+        tasks_.push_back(std::move(task));
+        return;
+      }
+    }
+    group_.run(std::move(task));
+  }
+  void let_go() {
+    const std::lock_guard lock(mutex_);
+    is_on_ = false;
+    for (auto& task : tasks_) group_.run(std::move(task));
+    tasks_.clear();
+  }
+
+ private:
+  TaskGroup& group_;
+  std::mutex mutex_;
+  bool is_on_;
+  std::vector<std::function<void()>> tasks_;
+};
 
 /// The budget of all takes that stage everything: several may be pending.
 MemoryBudget& shared_budget(std::uint64_t limit) {
@@ -224,20 +253,35 @@ void WritePipeline::stage() {
   staging_pool().keep_at_least(std::min(total_bytes(plan_), budget_.limit()) / kStagingBufferBytes + 1);
   if (staging_ != Staging::kEverything) begin_lazy_copies();
   const std::stop_token stop = writes_.stop_token();
+  std::vector<std::pair<std::shared_ptr<Object>, const WriteBlock*>> blocks;
+  for (const auto& object : objects_) {
+    for (const WriteBlock& block : object->blocks()) {
+      if (!later_.contains(&block)) blocks.emplace_back(object, &block);
+    }
+  }
+  // With warm memory for all of it, the writes begin behind the copies: the caller waits for these, and the cores are
+  // theirs. Once there is no buffer that was used before, writes are what makes some.
+  MemoryBudget::Lease whole = budget_.try_acquire(blocks.size() * Object::staged_bytes());
+  const bool has_all = whole.bytes() > 0;
+  HeldBack writes(writes_, has_all);
+  std::mutex mutex;  // of `whole`
   // The copies end when a write fails: there is no sense in the rest.
   ThreadPool cores(std::max(1U, std::thread::hardware_concurrency()));
   TaskGroup copies(cores, stop);
-  for (const auto& object : objects_) {
-    if (object->blocks().empty()) writes_.run([object, stop] { object->write_empty(stop); });
-    for (const WriteBlock& block : object->blocks()) {
-      if (later_.contains(&block)) continue;
-      copies.run([this, object, &block, stop] {
-        MemoryBudget::Lease lease = budget_.acquire(Object::staged_bytes(), stop);
-        BufferPool::Buffer buffer = staging_pool().acquire();
-        object->stage(block, buffer.span());
-        write_staged(object, block, std::move(lease), std::move(buffer));
-      });
-    }
+  for (const auto& [object, block] : blocks) {
+    copies.run([&, this, object = object, block = block] {
+      MemoryBudget::Lease lease;
+      if (has_all) {
+        const std::lock_guard lock(mutex);
+        lease = whole.split(Object::staged_bytes());
+      } else {
+        lease = budget_.acquire(Object::staged_bytes(), stop);
+      }
+      if (!staging_pool().has_free()) writes.let_go();
+      BufferPool::Buffer buffer = staging_pool().acquire();
+      object->stage(*block, buffer.span());
+      writes.run(write_of(object, *block, std::move(lease), std::move(buffer)));
+    });
   }
   try {
     copies.wait(options_.poll);
@@ -245,17 +289,21 @@ void WritePipeline::stage() {
     // When a write has failed the copies are stopped; its error comes from finish().
     if (error.code() != ErrorCode::kCancelled || options_.stop.stop_requested()) throw;
   }
+  writes.let_go();
+  for (const auto& object : objects_) {
+    if (object->blocks().empty()) writes_.run([object, stop] { object->write_empty(stop); });
+  }
   if (lazy_) lazy_->run_ahead();
 }
 
-void WritePipeline::write_staged(const std::shared_ptr<Object>& object, const WriteBlock& block,
-                                 MemoryBudget::Lease lease, BufferPool::Buffer buffer) {
+std::function<void()> WritePipeline::write_of(const std::shared_ptr<Object>& object, const WriteBlock& block,
+                                              MemoryBudget::Lease lease, BufferPool::Buffer buffer) {
   // A task has to be copyable.
   auto held = std::make_shared<std::pair<MemoryBudget::Lease, BufferPool::Buffer>>(std::move(lease), std::move(buffer));
-  writes_.run([this, object, &block, stop = writes_.stop_token(), held = std::move(held)] {
+  return [this, object, &block, stop = writes_.stop_token(), held = std::move(held)] {
     object->write_staged(block, held->second.span(), stop);
     meter_.add(block.range.size());
-  });
+  };
 }
 
 void WritePipeline::begin_lazy_copies() {
@@ -299,7 +347,7 @@ void WritePipeline::begin_lazy_copies() {
   const std::vector<bool> is_held = lazy_->start(
       regions, std::move(blocks),
       [this, order](std::size_t i, MemoryBudget::Lease lease, BufferPool::Buffer buffer) {
-        write_staged(order[i].object, *order[i].block, std::move(lease), std::move(buffer));
+        writes_.run(write_of(order[i].object, *order[i].block, std::move(lease), std::move(buffer)));
       });
   for (const Part& part : parts) {
     if (is_held[part.region]) later_.insert(part.block);

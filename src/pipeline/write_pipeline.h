@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <unordered_set>
 #include <vector>
@@ -59,8 +60,9 @@ class WritePipeline {
 
   void start();
   void begin_lazy_copies();
-  void write_staged(const std::shared_ptr<Object>& object, const WriteBlock& block, MemoryBudget::Lease lease,
-                    BufferPool::Buffer buffer);
+  /// The task that writes a block that was copied.
+  std::function<void()> write_of(const std::shared_ptr<Object>& object, const WriteBlock& block,
+                                 MemoryBudget::Lease lease, BufferPool::Buffer buffer);
 
   const WritePlan& plan_;
   IoOptions options_;

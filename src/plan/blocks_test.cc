@@ -130,6 +130,38 @@ TEST(WriteBlocks, TileTheObjectAndCarryItsContent) {
   EXPECT_GT(direct_blocks, 300U);
 }
 
+TEST(WriteBlocks, LazyOnesTileTheObjectAndEndWhereAddressesAreRound) {
+  std::size_t direct_blocks = 0;
+  for (unsigned seed = 0; seed < 500; ++seed) {
+    std::mt19937 random(seed);
+    const Sample sample = random_object(random);
+    const BlockSizes sizes = random_sizes(random);
+    std::uint64_t at = 0;
+    const WriteBlock* before = nullptr;
+    const auto blocks =
+        lazy_write_blocks(sample.object, sizes, [](const WriteItem& item) { return item.size % 2 == 0; });
+    for (const WriteBlock& block : blocks) {
+      ASSERT_EQ(block.range.begin, at) << "seed " << seed;
+      ASSERT_LE(block.range.size(), sizes.staged);
+      at = block.range.end;
+      if (block.direct != nullptr) {
+        ++direct_blocks;
+        const WritePiece& piece = block.pieces.at(0);
+        ASSERT_EQ(piece.item->size % 2, 0U);
+        ASSERT_EQ(std::memcmp(block.direct, sample.content.data() + block.range.begin, block.range.size()), 0);
+        const auto address = reinterpret_cast<std::uintptr_t>(block.direct);
+        ASSERT_FALSE(crosses({address, address + block.range.size()}, sizes.staged));
+        const bool goes_on =
+            before != nullptr && before->direct != nullptr && before->pieces.at(0).item == piece.item;
+        ASSERT_TRUE(!goes_on || address % sizes.staged == 0);
+      }
+      before = &block;
+    }
+    ASSERT_EQ(at, sample.object.size) << "seed " << seed;
+  }
+  EXPECT_GT(direct_blocks, 100U);
+}
+
 TEST(WriteBlocks, TheInteriorOfLargeContiguousMemoryIsNotCopied) {
   constexpr std::uint64_t kPage = kBlockAlignment;
   alignas(kBlockAlignment) static std::byte memory[8 * kBlockAlignment];

@@ -1,6 +1,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <functional>
@@ -59,6 +60,7 @@ class PendingSnapshot::Take {
       static_cast<void>(new std::shared_ptr<LazyCopies>(std::move(lazy_copies_)));
       return;
     }
+    is_ending_ = true;
     if (thread_) thread_->join();
     if (error_ && !is_told_ && notice_) notice_("a pending take failed, and nobody waited for it: " + text_of(error_));
   }
@@ -108,11 +110,16 @@ class PendingSnapshot::Take {
     job_.reset();
     if (on_end_) on_end_(error);
     on_end_ = nullptr;  // what it holds may hold this
-    const std::lock_guard lock(mutex_);
-    snapshot_ = std::move(snapshot);
-    error_ = std::move(error);
-    done_ = true;
-    changed_.notify_all();
+    {
+      const std::lock_guard lock(mutex_);
+      snapshot_ = std::move(snapshot);
+      error_ = std::move(error);
+      done_ = true;
+      changed_.notify_all();
+    }
+    // The next take finds all the memory that it needs warm: nobody waits for this.
+    while (!is_ending_ && staging_pool().warm_one()) {
+    }
   }
 
   void check_process() const {
@@ -143,6 +150,7 @@ class PendingSnapshot::Take {
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   bool done_ = false;
+  std::atomic<bool> is_ending_{false};
   bool is_told_;  ///< somebody has seen the error, or will
   std::optional<Snapshot> snapshot_;
   std::exception_ptr error_;

@@ -188,6 +188,19 @@ def trained(tmp_path: pathlib.Path, staging: str, steps: int = 4) -> None:
         one.wait()
 
 
+def test_a_program_that_ends_before_the_next_step(snap: str) -> None:
+    code = """
+import sys, torch
+from torchsnapshot import Snapshot, StateDict
+parameter = torch.nn.Parameter(torch.arange(3_000_000.0))
+optimizer = torch.optim.SGD([parameter], lr=1.0)
+pending = Snapshot.async_take(sys.argv[1], dict(state=StateDict(x=parameter), optimizer=optimizer), staging="step")
+"""
+    done = run_python(code, snap)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_same(restored(snap), {"x": torch.arange(3_000_000.0)})
+
+
 class TestTraining:
     @pytest.mark.parametrize("staging", ["lazy", "step"])
     def test_gives_the_same_snapshots_as_take(self, tmp_path: pathlib.Path, staging: str) -> None:
