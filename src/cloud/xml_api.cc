@@ -188,7 +188,7 @@ class XmlApi final : public ObjectApi {
 
   std::string add_checksum(StoreRequest& request) const {
     if (!client_->settings().send_checksums) return "";
-    const std::string crc = crc32c_header(crc32c(0, request.body));
+    std::string crc = crc32c_header(crc32c(0, request.body));
     if (is_google_) {
       request.headers.emplace_back("x-goog-hash", "crc32c=" + crc);
     } else {

@@ -18,12 +18,12 @@ namespace {
 
 constexpr std::uint64_t kMiB = 1ULL << 20;
 constexpr std::uint64_t kSmallestPart = 5 * kMiB;
-constexpr std::uint64_t kLargestPart = 5 * 1024 * kMiB;
+constexpr std::uint64_t kLargestPart = 5ULL * 1024 * kMiB;
 
 /// An option's own name, and what else it is called by tools that users come from.
 struct Name {
   std::string_view name;
-  std::string_view alias = "";
+  std::string_view alias{};
 };
 
 constexpr std::array kCommonNames = {Name{"endpoint_url", "endpoint"},
@@ -121,7 +121,7 @@ class Options {
 
   template <std::size_t N>
   [[nodiscard]] std::string one_of(const std::string& name, const std::array<std::string_view, N>& choices) const {
-    const std::string value = has(name) ? text(name) : std::string(choices[0]);
+    std::string value = has(name) ? text(name) : std::string(choices[0]);
     if (std::find(choices.begin(), choices.end(), value) != choices.end()) return value;
     std::string list;
     for (const std::string_view choice : choices) list += (list.empty() ? "" : ", ") + std::string(choice);

@@ -16,11 +16,11 @@ struct StoreConfig {
   std::unique_ptr<CredentialSource> credentials;  ///< null: anonymous
 };
 
-/// Throw Error(kInvalidArgument) for an unknown option (listing the known ones), a malformed value (of a secret it is
-/// not shown), and options that contradict each other.
-StoreConfig configure_s3(const std::string& bucket_and_prefix, const StorageOptions& options,
+/// `given`: the storage options. Throw Error(kInvalidArgument) for an unknown option (listing the known ones), a
+/// malformed value (of a secret it is not shown), and options that contradict each other.
+StoreConfig configure_s3(const std::string& bucket_and_prefix, const StorageOptions& given,
                          CredentialsCallback callback, const Environment& environment);
-StoreConfig configure_gcs(const std::string& bucket_and_prefix, const StorageOptions& options,
+StoreConfig configure_gcs(const std::string& bucket_and_prefix, const StorageOptions& given,
                           CredentialsCallback callback, const Environment& environment);
 
 }  // namespace torchsnapshot
