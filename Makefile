@@ -26,8 +26,8 @@ asan: setup  ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@tools/test.sh asan python -m "not (slow or no_sanitizer or interchange)"
 
 tsan: setup  ## the C++ tests of the layers that run threads, under ThreadSanitizer
-	@tools/build.sh tsan exec_test net_test auth_test storage_test pipeline_test snapshot_test
-	@tools/test.sh tsan cpp -R '^(exec|integrity|net|auth|storage|pipeline|snapshot)$$'
+	@tools/build.sh tsan coord_test exec_test net_test auth_test storage_test pipeline_test snapshot_test
+	@tools/test.sh tsan cpp -R '^(coord|exec|integrity|net|auth|storage|pipeline|snapshot)$$'
 
 torch-test: setup  ## the libtorch face, in build/torch: its tests, examples, interchange with Python, installation
 	@tools/build.sh torch torch_tests torchsnapshot_package
