@@ -148,7 +148,7 @@ void refuse_in_flight(Coordinator* coordinator, void (*refuse)(Coordinator&, con
 }
 
 void bind_coordinator(nb::module_& module) {
-  nb::class_<Coordinator>(module, "Coordinator", "The ranks of a process group.");
+  const nb::class_<Coordinator> type(module, "Coordinator", "The ranks of a process group.");
   module.def(
       "make_coordinator",
       [](nb::object object, std::int64_t rank, std::int64_t world_size) -> std::shared_ptr<Coordinator> {

@@ -122,6 +122,8 @@ class TakeOptions:
 
     @lazy_user_faults.setter
     def lazy_user_faults(self, arg: bool, /) -> None: ...
+
+    @property
     def coordinator(self) -> Coordinator: ...
 
     @coordinator.setter

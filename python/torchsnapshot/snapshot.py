@@ -165,12 +165,13 @@ class Snapshot:
         ``"step"``: parameters and states of the optimizers in `app_state` are copied in the background, at the latest
         when ``optimizer.step()`` begins; nothing else may change them before. See docs/async.md.
         """
-        lazily = staging_of(staging, app_state)
         ranks = coordinator_of(pg)
         frame = Operation("async_take", str(path), show=False, ranks=ranks, rank=rank_of(pg))
         try:
             begun = _begin_take(cls, frame, ranks, path, app_state, pg, replicated, storage_options)
             with begun as (snapshot, storage, state_dicts, options):
+                with _told_to_others(options.coordinator, _core.refuse_take):
+                    lazily = staging_of(staging, app_state)
                 options.staging = staging
                 options.lazy_user_faults = knobs.are_lazy_user_faults_enabled()
                 take = _pending.start(frame, snapshot)

@@ -284,7 +284,7 @@ std::string serialize(const std::vector<ReplicatedLeaf>& leaves) {
 }
 
 std::size_t serialized_size(const std::vector<ReplicatedLeaf>& leaves) {
-  constexpr std::size_t kNumbers = 6 * 8;
+  constexpr std::size_t kNumbers = std::size_t{6} * 8;
   std::size_t size = 0;
   for (const ReplicatedLeaf& leaf : leaves) {
     size += kNumbers + leaf.path.size() + leaf.kind.size() + leaf.content.size();
@@ -397,7 +397,7 @@ DividedState divide(const FlatState& state, const LocalShares& shares, const std
   return result;
 }
 
-Manifest merge_manifests(std::vector<Manifest> parts, const std::vector<ReplicatedLeaf>& replicated) {
+Manifest merge_manifests(const std::vector<Manifest>& parts, const std::vector<ReplicatedLeaf>& replicated) {
   /// A replicated leaf, as its writers have described it.
   struct Gathered {
     std::optional<Entry> whole;

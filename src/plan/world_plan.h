@@ -97,6 +97,6 @@ DividedState divide(const FlatState& state, const LocalShares& shares, const std
 
 /// The manifest of all: the entries of every rank's plan (paths with the rank in front), with the replicated leaves put
 /// together under rank 0. Throws Error(kInternal) when a portion is missing.
-Manifest merge_manifests(std::vector<Manifest> parts, const std::vector<ReplicatedLeaf>& replicated);
+Manifest merge_manifests(const std::vector<Manifest>& parts, const std::vector<ReplicatedLeaf>& replicated);
 
 }  // namespace torchsnapshot

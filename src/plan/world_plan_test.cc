@@ -136,7 +136,7 @@ TEST(WorldPlan, EveryByteIsWrittenOnceByTheRanksTogether) {
     for (const auto& part : memory) expected += part->size();
     EXPECT_EQ(written, expected);
     SnapshotMetadata metadata{.version = "0", .world_size = world_size, .manifest = {}};
-    metadata.manifest = merge_manifests(std::move(parts), shares.replicated);
+    metadata.manifest = merge_manifests(parts, shares.replicated);
     const std::string text = write_metadata(metadata);
     EXPECT_EQ(parse_metadata(text).manifest, metadata.manifest) << "chunks tile their tensors";
     for (const FlatLeaf& one : state.leaves) {

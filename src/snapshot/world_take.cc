@@ -220,8 +220,8 @@ WorldTake plan_world_take(Coordinator& ranks, const AppState& app, const TakeOpt
       gather_manifests(ranks, nullptr, encode_error(error));
     }
     if (failure) std::rethrow_exception(failure);
-    auto manifests = gather_manifests(ranks, &take.plan.manifest, {});
-    if (ranks.rank() == 0) take.manifest = merge_manifests(std::move(manifests), replicated);
+    const auto manifests = gather_manifests(ranks, &take.plan.manifest, {});
+    if (ranks.rank() == 0) take.manifest = merge_manifests(manifests, replicated);
   } catch (...) {
     take.vote->fail(std::current_exception());
     throw;
