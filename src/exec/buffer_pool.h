@@ -47,8 +47,8 @@ class BufferPool {
   [[nodiscard]] std::size_t count() const;
   /// Whether the next buffer is one that was used before (if nobody else takes it).
   [[nodiscard]] bool has_free() const;
-  /// Makes one more buffer and touches its pages, so that a later user finds it warm; false when there are as many as are
-  /// kept, or there is no memory.
+  /// Makes one more buffer and touches its pages, so that a later user finds it warm; false when there are as many as
+  /// are kept, or there is no memory.
   bool warm_one();
   /// For a pool that lives as long as the process: it can be used in a forked child.
   void survive_fork();

@@ -47,8 +47,8 @@ class MemoryBudget {
   [[nodiscard]] Lease acquire(std::uint64_t bytes, const std::stop_token& stop);
   /// All of `bytes` at once, if they fit and nobody waits. Empty otherwise.
   [[nodiscard]] Lease try_acquire(std::uint64_t bytes);
-  /// As acquire, but comes first, and takes the bytes above the limit once it has waited for `patience`, or at once while
-  /// others have done so: for those who must not wait for ever.
+  /// As acquire, but comes first, and takes the bytes above the limit once it has waited for `patience`, or at once
+  /// while others have done so: for those who must not wait for ever.
   [[nodiscard]] Lease acquire_within(std::uint64_t bytes, std::chrono::milliseconds patience,
                                      const std::stop_token& stop);
 

@@ -245,8 +245,8 @@ void WriteGuard::release(std::span<const std::byte> pages) noexcept {
 }
 
 void WriteGuard::watch() noexcept {
-  std::array<pollfd, 2> sources{{{.fd = descriptor_, .events = POLLIN, .revents = 0},
-                                 {.fd = stop_event_, .events = POLLIN, .revents = 0}}};
+  std::array<pollfd, 2> sources{
+      {{.fd = descriptor_, .events = POLLIN, .revents = 0}, {.fd = stop_event_, .events = POLLIN, .revents = 0}}};
   while (true) {
     if (::poll(sources.data(), sources.size(), -1) < 0) continue;  // EINTR
     handle_events();

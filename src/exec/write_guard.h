@@ -14,17 +14,17 @@
 
 namespace torchsnapshot {
 
-/// Write-protects pages of this process by userfaultfd. A thread that writes to one sleeps until it is released; so does
-/// a system call that does (read() into the pages), where the kernel lets this process stop its system calls. A forked
-/// child has the same memory without the protection. Devices that write by DMA are not stopped: such memory must not be
-/// protected. The pages stay mapped until they are released.
+/// Write-protects pages of this process by userfaultfd. A thread that writes to one sleeps until it is released; so
+/// does a system call that does (read() into the pages), where the kernel lets this process stop its system calls. A
+/// forked child has the same memory without the protection. Devices that write by DMA are not stopped: such memory must
+/// not be protected. The pages stay mapped until they are released.
 class WriteGuard {
  public:
   /// How much of the kernel to use. The defaults take what there is.
   struct Limits {
     /// Also where the kernel would fail system calls that write to protected pages (EFAULT) instead of holding them up.
     bool user_faults = false;
-    bool no_unpopulated = false;  ///< for tests: as on Linux before 6.4
+    bool no_unpopulated = false;   ///< for tests: as on Linux before 6.4
     bool no_system_calls = false;  ///< for tests: as without the privilege to stop system calls
   };
   struct Observer {

@@ -253,7 +253,8 @@ TEST(PrivateMemory, IsReadFromTheMap) {
   EXPECT_FALSE(is_within(at(0xfff, 0x10), ranges));
   EXPECT_FALSE(is_within(at(0x5000, 0x10), ranges));
   EXPECT_FALSE(is_within(at(0x5000, 0x10), {}));
-  for (const char* bad : {"", "x", "1000", "1000-2000", "1000-2000 ", "1000-2000 rw-p", "-", "1000-2000 rw-p 0 0 0 /x"}) {
+  for (const char* bad :
+       {"", "x", "1000", "1000-2000", "1000-2000 ", "1000-2000 rw-p", "-", "1000-2000 rw-p 0 0 0 /x"}) {
     EXPECT_TRUE(private_memory(bad).empty()) << bad;
   }
 }

@@ -1,6 +1,7 @@
 // The life of a block:
 //  1. held: its pages are protected (or the caller has promised not to write to them).
-//  2. copying: claimed by one thread, which has memory for it already: the thread that runs ahead, a thread that is about
+//  2. copying: claimed by one thread, which has memory for it already: the thread that runs ahead, a thread that is
+//  about
 //     to write (copy_now, copy_all), or a thread of the guard, for one that sleeps in its write.
 //  3. over: copied, the protection lifted (which wakes who sleeps), the copy delivered. Or given up.
 // The protection is lifted before the copy is delivered: nobody sleeps longer than the copy takes.

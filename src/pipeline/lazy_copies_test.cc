@@ -194,7 +194,9 @@ TEST(LazyCopies, MemoryThatCantBeProtectedIsRefused) {
   std::vector<std::size_t> got;
   const auto is_held = fixture.copies->start(
       {shared.span(), memory.span().first(kMega), memory.span().subspan(4096, kMega), memory.span().subspan(kMega)},
-      {{shared.span().first(kMega), 0}, {memory.span().first(kMega), 1}, {memory.span().subspan(4096, kMega), 2},
+      {{shared.span().first(kMega), 0},
+       {memory.span().first(kMega), 1},
+       {memory.span().subspan(4096, kMega), 2},
        {memory.span().subspan(kMega), 3}},
       [&](std::size_t i, const MemoryBudget::Lease&, const BufferPool::Buffer&) { got.push_back(i); });
   EXPECT_THAT(is_held, ElementsAre(false, true, false, true));
@@ -253,8 +255,8 @@ TEST(LazyCopies, MemoryThatIsGoneIsAnError) {
 TEST(TouchOrder, GoesThroughAllKeysAtOnePace) {
   EXPECT_THAT(touch_order({}), ElementsAre());
   // Parameters in one key, their state, twice as much, in another.
-  const std::vector<TouchedBlock> blocks{{"model/a", 4}, {"model/b", 4}, {"optim/0/m", 4}, {"optim/0/v", 4},
-                                         {"optim/1/m", 4}, {"optim/1/v", 4}};
+  const std::vector<TouchedBlock> blocks{{"model/a", 4},   {"model/b", 4},   {"optim/0/m", 4},
+                                         {"optim/0/v", 4}, {"optim/1/m", 4}, {"optim/1/v", 4}};
   EXPECT_THAT(touch_order(blocks), ElementsAre(0U, 2U, 3U, 1U, 4U, 5U));
   EXPECT_THAT(touch_order({{"a/x", 0}, {"a/y", 0}, {"b", 0}}), ElementsAre(0U, 1U, 2U));
 }

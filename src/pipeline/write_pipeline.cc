@@ -139,10 +139,7 @@ MemoryBudget& shared_budget(std::uint64_t limit) {
 class WritePipeline::Object {
  public:
   Object(const WriteObject& object, Storage& storage, const IoOptions& options, Staging staging)
-      : object_(object),
-        storage_(storage),
-        blocks_(cut(object, staging)),
-        remaining_(blocks_.size()) {
+      : object_(object), storage_(storage), blocks_(cut(object, staging)), remaining_(blocks_.size()) {
     if (options.checksums) checksums_.emplace(object.size);
   }
 
@@ -345,8 +342,7 @@ void WritePipeline::begin_lazy_copies() {
     blocks.push_back({.memory = {parts[i].block->direct, parts[i].block->range.size()}, .region = parts[i].region});
   }
   const std::vector<bool> is_held = lazy_->start(
-      regions, std::move(blocks),
-      [this, order](std::size_t i, MemoryBudget::Lease lease, BufferPool::Buffer buffer) {
+      regions, std::move(blocks), [this, order](std::size_t i, MemoryBudget::Lease lease, BufferPool::Buffer buffer) {
         writes_.run(write_of(order[i].object, *order[i].block, std::move(lease), std::move(buffer)));
       });
   for (const Part& part : parts) {

@@ -47,8 +47,8 @@ struct WriteBlock {
 std::vector<WriteBlock> write_blocks(const WriteObject& object, const BlockSizes& sizes, bool direct_allowed = true);
 
 /// As write_blocks, for memory that may be looked at later: the pages of an item for which `may_wait` says true, at
-/// least sizes.min_direct, become direct blocks of at most sizes.staged, cut where addresses (not offsets) are multiples
-/// of it: huge pages that such a block covers are left whole.
+/// least sizes.min_direct, become direct blocks of at most sizes.staged, cut where addresses (not offsets) are
+/// multiples of it: huge pages that such a block covers are left whole.
 std::vector<WriteBlock> lazy_write_blocks(const WriteObject& object, const BlockSizes& sizes,
                                           const std::function<bool(const WriteItem& item)>& may_wait);
 

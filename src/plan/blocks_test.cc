@@ -151,8 +151,7 @@ TEST(WriteBlocks, LazyOnesTileTheObjectAndEndWhereAddressesAreRound) {
         ASSERT_EQ(std::memcmp(block.direct, sample.content.data() + block.range.begin, block.range.size()), 0);
         const auto address = reinterpret_cast<std::uintptr_t>(block.direct);
         ASSERT_FALSE(crosses({address, address + block.range.size()}, sizes.staged));
-        const bool goes_on =
-            before != nullptr && before->direct != nullptr && before->pieces.at(0).item == piece.item;
+        const bool goes_on = before != nullptr && before->direct != nullptr && before->pieces.at(0).item == piece.item;
         ASSERT_TRUE(!goes_on || address % sizes.staged == 0);
       }
       before = &block;

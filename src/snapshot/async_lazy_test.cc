@@ -1,4 +1,5 @@
-// async_take with lazy staging, against the same oracle as eager: what the snapshot holds is what was there at the call.
+// async_take with lazy staging, against the same oracle as eager: what the snapshot holds is what was there at the
+// call.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -31,7 +32,8 @@ std::shared_ptr<Storage> fresh_storage() {
   return open_memory_storage("async-lazy-test-" + std::to_string(count++));
 }
 
-/// Whether the kernel lets this process protect memory; if not, lazy takes are eager, and the oracle holds all the same.
+/// Whether the kernel lets this process protect memory; if not, lazy takes are eager, and the oracle holds all the
+/// same.
 bool can_protect() {
   return WriteGuard::make({}, {.on_write = [](const std::byte*) {}, .on_lost = [](auto) {}}).guard != nullptr;
 }
@@ -76,7 +78,8 @@ struct State {
  private:
   static void add(Dict& dict, const std::string& name, const std::shared_ptr<Bytes8>& bytes, std::size_t begin,
                   std::size_t count, std::int64_t stride) {
-    TensorView view = TensorView::dense(bytes->data() + begin, DType::kUInt8, {static_cast<std::int64_t>(count)}, bytes);
+    TensorView view =
+        TensorView::dense(bytes->data() + begin, DType::kUInt8, {static_cast<std::int64_t>(count)}, bytes);
     view.strides[0] = stride;
     dict.items.emplace_back(name, view);
   }
