@@ -215,6 +215,7 @@ def slow() -> Any:
     torchsnapshot.storage_plugin.register_storage_plugin("slow", SlowPlugin)
     yield SlowPlugin
     SlowPlugin.gate.set()
+    torchsnapshot.storage_plugin.unregister_storage_plugin("slow")
 
 
 class TestPlugin:
