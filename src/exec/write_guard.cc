@@ -233,7 +233,7 @@ void WriteGuard::give_up(std::span<const std::byte> pages) noexcept {
   }
 }
 
-void WriteGuard::release(std::span<const std::byte> pages) noexcept {
+void WriteGuard::release(std::span<const std::byte> pages) const noexcept {
   uffdio_writeprotect protection{.range = range_of(pages), .mode = 0};
   while (::ioctl(descriptor_, UFFDIO_WRITEPROTECT, &protection) != 0) {
     if (errno == EAGAIN) continue;  // the memory map is changing
@@ -254,7 +254,7 @@ void WriteGuard::watch() noexcept {
   }
 }
 
-void WriteGuard::handle_events() noexcept {
+void WriteGuard::handle_events() const noexcept {
   // One at a time, so that the threads share them.
   uffd_msg message{};
   while (::read(descriptor_, &message, sizeof message) == static_cast<ssize_t>(sizeof message)) {

@@ -47,7 +47,7 @@ class WriteGuard {
   /// Protects whole pages. False where the kernel does not allow it; then nothing is protected. Thread-safe.
   bool protect(std::span<const std::byte> pages);
   /// Lifts the protection, and wakes who waits. Any part of what was protected, also twice. Thread-safe.
-  void release(std::span<const std::byte> pages) noexcept;
+  void release(std::span<const std::byte> pages) const noexcept;
   /// Releases what it has of `pages`, for good: another guard may have them. Thread-safe.
   void give_up(std::span<const std::byte> pages) noexcept;
   /// Releases everything, for good. The observers are not called any more when it returns. One owner thread.
@@ -56,7 +56,7 @@ class WriteGuard {
  private:
   WriteGuard(int descriptor, bool populates, Observer observer);
   void watch() noexcept;
-  void handle_events() noexcept;
+  void handle_events() const noexcept;
 
   int descriptor_;
   int stop_event_;

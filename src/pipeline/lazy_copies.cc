@@ -115,7 +115,7 @@ LazyCopies::~LazyCopies() {
 }
 
 std::vector<bool> LazyCopies::start(const std::vector<std::span<const std::byte>>& regions,
-                                    std::vector<LazyBlock> blocks, Deliver deliver) {
+                                    const std::vector<LazyBlock>& blocks, Deliver deliver) {
   // What other takes hold of this memory has to be copied first: only one guard can have a page.
   for (const auto& copies : Pending::get().all()) {
     if (copies.get() == this) continue;

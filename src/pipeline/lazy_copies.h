@@ -57,7 +57,7 @@ class LazyCopies {
   /// could be; the blocks of the others are the caller's: of regions that overlap, all but the first, and memory that
   /// can't be protected. Regions are whole pages. Blocks come in the order in which they will be needed, lie in their
   /// regions, and don't overlap within one.
-  std::vector<bool> start(const std::vector<std::span<const std::byte>>& regions, std::vector<LazyBlock> blocks,
+  std::vector<bool> start(const std::vector<std::span<const std::byte>>& regions, const std::vector<LazyBlock>& blocks,
                           Deliver deliver);
   /// Starts the thread that copies one block after the other. Once, after start().
   void run_ahead();

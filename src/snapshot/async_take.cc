@@ -47,7 +47,7 @@ class PendingSnapshot::Take {
     own.io.stop = stop_.get_token();
     job_ = std::make_unique<TakeJob>(std::move(storage), app, own, staging_of(options.staging));
     job_->stage();
-    lazy_copies_ = job_->lazy_copies();
+    lazy_copies_ = std::make_unique<std::shared_ptr<LazyCopies>>(job_->lazy_copies());
     job_->stop_polling();
     thread_ = std::make_unique<std::thread>([this] { finish(); });
   }
@@ -57,7 +57,7 @@ class PendingSnapshot::Take {
       // A forked child has the object, but not the thread; what that held can't be touched.
       static_cast<void>(thread_.release());
       static_cast<void>(job_.release());
-      static_cast<void>(new std::shared_ptr<LazyCopies>(std::move(lazy_copies_)));
+      static_cast<void>(lazy_copies_.release());
       return;
     }
     is_ending_ = true;
@@ -91,7 +91,7 @@ class PendingSnapshot::Take {
 
   void wait_staged() const {
     check_process();
-    if (lazy_copies_) lazy_copies_->copy_all();
+    if (lazy_copies_ && *lazy_copies_) (*lazy_copies_)->copy_all();
   }
 
   void cancel() { stop_.request_stop(); }
@@ -146,7 +146,7 @@ class PendingSnapshot::Take {
   NoticeFn notice_;
   std::function<void(const std::exception_ptr&)> on_end_;
   std::unique_ptr<TakeJob> job_;
-  std::shared_ptr<LazyCopies> lazy_copies_;  ///< not changed by finish()
+  std::unique_ptr<std::shared_ptr<LazyCopies>> lazy_copies_;  ///< not changed by finish()
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   bool done_ = false;
