@@ -125,9 +125,9 @@ class HeldBack {
 MemoryBudget& shared_budget(std::uint64_t limit) {
   // Never destroyed: takes may be pending when static objects go. A forked child has none of its parent's takes.
   static std::mutex mutex;
-  static std::map<pid_t, MemoryBudget*> by_process;
+  static auto* by_process = new std::map<pid_t, MemoryBudget*>;
   const std::lock_guard lock(mutex);
-  MemoryBudget*& budget = by_process[getpid()];
+  MemoryBudget*& budget = (*by_process)[getpid()];
   if (budget == nullptr) budget = new MemoryBudget(limit);
   budget->set_limit(limit);
   return *budget;

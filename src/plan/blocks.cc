@@ -172,14 +172,14 @@ class ReadStager {
 
   /// Reads `range` through buffers. Ranges come in ascending order.
   void stage(ByteRange range) {
-    bool moved_down = false;  // the cut before, off the grid
+    bool moved_down = false;  // a cut before, off the grid
     while (range.begin < range.end) {
       std::uint64_t end = next_multiple(range.begin, sizes_.staged);
       if (moved_down && end - range.begin < kMaxItemSize) end = range.begin + sizes_.staged;
       end = std::min(end, range.end);
       update_active(range.begin, end);
       const std::uint64_t cut = end < range.end ? between_elements(range.begin, end) : end;
-      moved_down = cut != end;
+      moved_down = moved_down || cut != end;
       end = cut;
       ReadBlock block{.range = {range.begin, end}, .direct = nullptr, .pieces = {}};
       for (const TensorRead* read : active_) {

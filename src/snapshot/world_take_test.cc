@@ -71,7 +71,7 @@ ShardedTensor shard_of(const Dims& shape, const std::vector<Box>& boxes, std::in
 
 std::vector<std::int64_t> elements(const TensorView& view) {
   std::vector<std::int64_t> all(static_cast<std::size_t>(view.numel()));
-  std::memcpy(all.data(), view.data, view.nbytes());
+  if (!all.empty()) std::memcpy(all.data(), view.data, view.nbytes());
   return all;
 }
 
