@@ -23,7 +23,7 @@ test: dev  ## every test, C++ and Python
 asan: setup  ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@tools/build.sh asan
 	@tools/test.sh asan cpp
-	@tools/test.sh asan python -m "not (slow or no_sanitizer or interchange)"
+	@tools/test.sh asan python -m "not (slow or no_sanitizer or interchange)" --ignore tests/python/unit
 
 tsan: setup  ## the C++ tests of the layers that run threads, under ThreadSanitizer
 	@tools/build.sh tsan coord_test exec_test net_test auth_test storage_test pipeline_test snapshot_test

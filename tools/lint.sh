@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style, types, layers, and clang-tidy (on the compile commands of build/dev and build/torch).
+# Style, types, layers, and clang-tidy (on the compile commands of build/dev).
 #
 # Usage: tools/lint.sh [format|python|layers|tidy]...    default: all
 set -euo pipefail
@@ -30,9 +30,6 @@ lint_tidy() {
   tools/build.sh dev --configure-only  # the compile commands
   cpp_files | grep -E '^(src|cli|python/bindings)/.*\.cc$' | grep -v '_test\.cc$' |
     xargs -P "$JOBS" -n 1 clang-tidy -p build/dev --quiet --warnings-as-errors='*' 2> >(grep -v 'warnings generated' >&2)
-  tools/build.sh torch --configure-only >/dev/null 2>&1
-  cpp_files | grep -E '^libtorch/.*\.cc$' |
-    xargs -P "$JOBS" -n 1 clang-tidy -p build/torch --quiet --warnings-as-errors='*' 2> >(grep -v 'warnings generated' >&2)
 }
 
 if (($# == 0)); then set -- format layers python tidy; fi

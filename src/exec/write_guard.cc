@@ -37,6 +37,12 @@
 namespace torchsnapshot {
 namespace {
 
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadSanitizer = true;
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+
 constexpr std::uint64_t kWanted = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMOVE;
 
 uffdio_range range_of(std::span<const std::byte> pages) noexcept {
@@ -104,11 +110,7 @@ bool read_hex(std::string_view& text, char end, std::uintptr_t& value) noexcept 
 }  // namespace
 
 WriteGuard::Attempt WriteGuard::make(const Limits& limits, Observer observer) {
-#if defined(__SANITIZE_THREAD__)
-  static_cast<void>(limits);
-  static_cast<void>(observer);
-  return {nullptr, "ThreadSanitizer does not understand threads that wait in page faults"};
-#else
+  if (kThreadSanitizer) return {nullptr, "ThreadSanitizer does not understand threads that wait in page faults"};
   int descriptor = limits.no_system_calls ? -1 : open_full();
   if (descriptor < 0) {
     const int reason = errno;
@@ -142,7 +144,6 @@ WriteGuard::Attempt WriteGuard::make(const Limits& limits, Observer observer) {
   } catch (const Error& error) {
     return {nullptr, error.what()};
   }
-#endif
 }
 
 WriteGuard::WriteGuard(int descriptor, bool populates, Observer observer)
