@@ -147,6 +147,7 @@ class TestLazy:
         pending.wait_staged()
         assert_same(restored(snap), plain(large_tensors(6)))
 
+    @pytest.mark.no_sanitizer
     def test_programs_that_fork_and_end(self, snap: str) -> None:
         code = """
 import os, sys, torch
@@ -188,6 +189,7 @@ def trained(tmp_path: pathlib.Path, staging: str, steps: int = 4) -> None:
         one.wait()
 
 
+@pytest.mark.no_sanitizer
 def test_a_program_that_ends_before_the_next_step(snap: str) -> None:
     code = """
 import sys, torch
