@@ -26,7 +26,7 @@ asan: setup  ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@tools/test.sh asan python -m "not (slow or no_sanitizer or interchange)" --ignore tests/python/unit
 
 tsan: setup  ## the C++ tests of the layers that run threads, under ThreadSanitizer
-	@tools/build.sh tsan coord_test exec_test net_test auth_test storage_test pipeline_test snapshot_test
+	@tools/build.sh tsan coord_test exec_test integrity_test net_test auth_test storage_test pipeline_test snapshot_test
 	@tools/test.sh tsan cpp -R '^(coord|exec|integrity|net|auth|storage|pipeline|snapshot)$$'
 
 torch-test: setup  ## the libtorch face, in build/torch: its tests, examples, interchange with Python, installation
