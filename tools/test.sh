@@ -17,7 +17,8 @@ if [[ $what != python ]]; then
   rm -f "$results"/cpp-*.xml
   # The kernel may place mappings where ThreadSanitizer of this age can't have them.
   wrap=()
-  if [[ $preset == tsan ]]; then wrap=(setarch --addr-no-randomize); fi
+  # Left out: thousands of cases that are about bytes, not about threads, and tests whose own threads race on purpose.
+  if [[ $preset == tsan ]]; then wrap=(env GTEST_FILTER='-Damage.*:*.FlippedBits*:*/PowerCut.*:Verify.*:LazyTake.*' setarch --addr-no-randomize); fi
   "${wrap[@]}" "$CTEST" --test-dir "build/$preset" -j "$JOBS" --output-on-failure --no-tests=error "$@" || failed=1
 fi
 
