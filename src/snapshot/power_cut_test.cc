@@ -90,7 +90,7 @@ class PowerCut : public testing::TestWithParam<IoMode> {};
 TEST_P(PowerCut, OfAFirstTake) {
   const Cuts cuts = cut_everywhere(GetParam(), false, false);
   EXPECT_GT(cuts.none, 50);
-  EXPECT_GT(cuts.fresh, 5);
+  EXPECT_GE(cuts.fresh, 5) << "a take that was not cut, at least";
 }
 
 TEST_P(PowerCut, OfATakeOverAnother) {
