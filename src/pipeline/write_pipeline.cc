@@ -341,8 +341,8 @@ void WritePipeline::begin_lazy_copies() {
     order.push_back(parts[i]);
     blocks.push_back({.memory = {parts[i].block->direct, parts[i].block->range.size()}, .region = parts[i].region});
   }
-  const std::vector<bool> is_held = lazy_->start(
-      regions, std::move(blocks), [this, order](std::size_t i, MemoryBudget::Lease lease, BufferPool::Buffer buffer) {
+  const std::vector<bool> is_held =
+      lazy_->start(regions, blocks, [this, order](std::size_t i, MemoryBudget::Lease lease, BufferPool::Buffer buffer) {
         writes_.run(write_of(order[i].object, *order[i].block, std::move(lease), std::move(buffer)));
       });
   for (const Part& part : parts) {
