@@ -167,15 +167,6 @@ std::vector<LeftOver> find_left_overs(const std::vector<ObjectInfo>& objects, co
   return left_overs;
 }
 
-/// Names that can only mean what they say; a manifest may hold others, which are read but never removed.
-bool is_plain(const std::string& location) {
-  try {
-    return location != kMetadataName && normalize_location(location) == location;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
 /// A list for the report; empty where the storage can't list.
 std::vector<ObjectInfo> list_if_possible(Storage& storage, const std::string& prefix) {
   try {
@@ -239,7 +230,7 @@ RemoveReport remove_snapshot(Storage& storage, bool force, bool dry_run) {
   if (metadata) {
     const Referred referred = referred_by(*metadata);
     for (const std::string& location : referred.locations) {
-      if (is_plain(location)) locations.push_back(location);
+      if (is_plain_location(location)) locations.push_back(location);
     }
     for (const auto& [location, size] : object_sizes(*metadata, storage)) report.bytes += size;
     for (const std::string& id : referred.take_ids) {

@@ -23,23 +23,12 @@
 #include "pipeline/checksum_store.h"
 #include "pipeline/options.h"
 #include "snapshot/internal.h"
+#include "snapshot/take_objects.h"
 #include "snapshot/world_take.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
 namespace {
-
-/// True for names that can only mean what they say; a manifest may hold others, which are read but never removed.
-bool is_plain_location(std::string_view location) {
-  if (location == kMetadataName) return false;
-  for (std::size_t begin = 0; begin <= location.size();) {
-    const std::size_t end = std::min(location.find('/', begin), location.size());
-    const std::string_view component = location.substr(begin, end - begin);
-    if (component.empty() || component == "." || component == "..") return false;
-    begin = end + 1;
-  }
-  return true;
-}
 
 /// Everything that belongs to the snapshot now at this place. Nothing when there is no readable snapshot: then nothing
 /// can be said about what else lies there, and it stays.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "pipeline/checksum_store.h"
+#include "torchsnapshot/manifest.h"
 
 namespace torchsnapshot {
 namespace {
@@ -34,6 +35,17 @@ std::string_view take_id_of(std::string_view location, std::string_view folder) 
   if (location.size() <= kTakeIdDigits || location[kTakeIdDigits] != '/') return {};
   const std::string_view id = location.substr(0, kTakeIdDigits);
   return std::all_of(id.begin(), id.end(), is_hex) ? id : std::string_view{};
+}
+
+bool is_plain_location(std::string_view location) {
+  if (location == kMetadataName) return false;
+  for (std::size_t begin = 0; begin <= location.size();) {
+    const std::size_t end = std::min(location.find('/', begin), location.size());
+    const std::string_view component = location.substr(begin, end - begin);
+    if (component.empty() || component == "." || component == "..") return false;
+    begin = end + 1;
+  }
+  return true;
 }
 
 LoadedChecksums load_all_checksums(Storage& storage, std::span<const std::string> locations,

@@ -21,6 +21,9 @@ inline constexpr std::string_view kDataFolder = "data/";
 /// The id in "FOLDER/TAKE_ID/…", 32 hex digits; empty when the location is none of ours.
 std::string_view take_id_of(std::string_view location, std::string_view folder = kDataFolder) noexcept;
 
+/// True for names that can only mean what they say; a manifest may hold others, which are read but never removed.
+bool is_plain_location(std::string_view location);
+
 /// What the sidecars of some objects say.
 struct LoadedChecksums {
   ChecksumTables tables;  ///< also of other objects that the same sidecars know
