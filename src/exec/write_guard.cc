@@ -255,17 +255,36 @@ void WriteGuard::watch() noexcept {
   }
 }
 
-void WriteGuard::handle_events() const noexcept {
+void WriteGuard::handle_events() noexcept {
   // One at a time, so that the threads share them.
   uffd_msg message{};
-  while (::read(descriptor_, &message, sizeof message) == static_cast<ssize_t>(sizeof message)) {
+  std::span<const std::byte> lost;
+  while (next_event(message, lost)) {
     if (message.event == UFFD_EVENT_PAGEFAULT) {
       observer_.on_write(reinterpret_cast<const std::byte*>(message.arg.pagefault.address));
-    } else if (message.event == UFFD_EVENT_UNMAP || message.event == UFFD_EVENT_REMOVE) {
-      const auto* begin = reinterpret_cast<const std::byte*>(message.arg.remove.start);
-      observer_.on_lost({begin, message.arg.remove.end - message.arg.remove.start});
+    } else if (!lost.empty()) {
+      observer_.on_lost(lost);
     }
   }
+}
+
+bool WriteGuard::next_event(uffd_msg& message, std::span<const std::byte>& lost) noexcept {
+  const std::lock_guard lock(lost_mutex_);
+  lost = {};
+  if (::read(descriptor_, &message, sizeof message) != static_cast<ssize_t>(sizeof message)) return false;
+  if (message.event == UFFD_EVENT_UNMAP || message.event == UFFD_EVENT_REMOVE) {
+    const auto* begin = reinterpret_cast<const std::byte*>(message.arg.remove.start);
+    lost = {begin, message.arg.remove.end - message.arg.remove.start};
+    lost_.push_back(lost);
+  }
+  return true;
+}
+
+bool WriteGuard::is_lost(std::span<const std::byte> pages) const {
+  const std::lock_guard lock(lost_mutex_);
+  return std::any_of(lost_.begin(), lost_.end(), [&](const auto& lost) {
+    return lost.data() < pages.data() + pages.size() && pages.data() < lost.data() + lost.size();
+  });
 }
 
 std::vector<AddressRange> private_memory(std::string_view maps) {

@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+struct uffd_msg;
+
 namespace torchsnapshot {
 
 /// Write-protects pages of this process by userfaultfd. A thread that writes to one sleeps until it is released; so
@@ -30,7 +32,8 @@ class WriteGuard {
   struct Observer {
     /// A thread waits to write to `page`, until release() is called for it. Runs on a thread of the guard.
     std::function<void(const std::byte* page)> on_write;
-    /// Protected memory was unmapped or emptied: its content is gone. Runs on a thread of the guard.
+    /// Protected memory was unmapped or emptied: its content is gone. Runs on a thread of the guard, a moment after
+    /// is_lost() says so.
     std::function<void(std::span<const std::byte> range)> on_lost;
   };
   struct Attempt {
@@ -50,13 +53,17 @@ class WriteGuard {
   void release(std::span<const std::byte> pages) const noexcept;
   /// Releases what it has of `pages`, for good: another guard may have them. Thread-safe.
   void give_up(std::span<const std::byte> pages) noexcept;
+  /// Whether any of `pages` was unmapped or emptied. If not, what was read of them before this call is what was there:
+  /// memory is emptied only after the message about it is taken, which is_lost() knows of. Thread-safe.
+  [[nodiscard]] bool is_lost(std::span<const std::byte> pages) const;
   /// Releases everything, for good. The observers are not called any more when it returns. One owner thread.
   void stop() noexcept;
 
  private:
   WriteGuard(int descriptor, bool populates, Observer observer);
   void watch() noexcept;
-  void handle_events() const noexcept;
+  void handle_events() noexcept;
+  bool next_event(uffd_msg& message, std::span<const std::byte>& lost) noexcept;
 
   int descriptor_;
   int stop_event_;
@@ -64,6 +71,8 @@ class WriteGuard {
   Observer observer_;
   std::mutex mutex_;
   std::vector<std::span<const std::byte>> ranges_;  ///< guarded by mutex_; empty once stopped
+  mutable std::mutex lost_mutex_;  ///< held while a message is taken
+  std::vector<std::span<const std::byte>> lost_;
   std::vector<std::jthread> threads_;
 };
 

@@ -91,6 +91,13 @@ class Pending {
   std::atomic<std::size_t> count_{0};
 };
 
+std::exception_ptr memory_is_gone() noexcept {
+  return std::make_exception_ptr(
+      Error(ErrorCode::kInvalidArgument,
+            "the memory of a tensor was given back (storage.resize_, perhaps) while a lazy take still needed it; take "
+            "the snapshot with eager staging"));
+}
+
 }  // namespace
 
 std::shared_ptr<LazyCopies> LazyCopies::make(LazyPromise promise, const WriteGuard::Limits& limits,
@@ -262,6 +269,7 @@ bool LazyCopies::claim_next(std::size_t& block) {
 void LazyCopies::copy(std::size_t block, MemoryBudget::Lease lease, BufferPool::Buffer buffer) noexcept {
   const std::span<const std::byte> memory = blocks_[block].memory;
   std::memcpy(buffer.span().data(), memory.data(), memory.size());
+  if (guard_ && guard_->is_lost(memory)) fail(memory_is_gone());
   release(memory);
   try {
     deliver_(blocks_[block].index, std::move(lease), std::move(buffer));
@@ -312,22 +320,16 @@ void LazyCopies::on_write(const std::byte* page) noexcept {
 }
 
 void LazyCopies::on_lost(std::span<const std::byte> range) noexcept {
+  // In one go: nobody may see that all is over and not see why.
+  const std::lock_guard lock(mutex_);
   bool is_needed = false;
-  {
-    const std::lock_guard lock(mutex_);
-    for (const std::size_t block : blocks_in(range)) {
-      if (blocks_[block].state == State::kOver) continue;
-      is_needed = true;
-      if (blocks_[block].state != State::kHeld) continue;
-      blocks_[block].state = State::kOver;
-      --held_;
-    }
+  for (const std::size_t block : blocks_in(range)) {
+    if (blocks_[block].state != State::kHeld) continue;  // a copy that is being made sees it by itself
+    is_needed = true;
+    blocks_[block].state = State::kOver;
+    --held_;
   }
-  if (!is_needed) return;
-  fail(std::make_exception_ptr(
-      Error(ErrorCode::kInvalidArgument,
-            "the memory of a tensor was given back (storage.resize_, perhaps) while a lazy take still needed it; take "
-            "the snapshot with eager staging")));
+  if (is_needed) fail_locked(memory_is_gone());
 }
 
 void LazyCopies::release(std::span<const std::byte> memory) noexcept {
@@ -336,6 +338,10 @@ void LazyCopies::release(std::span<const std::byte> memory) noexcept {
 
 void LazyCopies::fail(std::exception_ptr error) noexcept {
   const std::lock_guard lock(mutex_);
+  fail_locked(std::move(error));
+}
+
+void LazyCopies::fail_locked(std::exception_ptr error) noexcept {
   // What comes of a stop is no reason of its own.
   if (!error_ && !end_.stop_requested()) error_ = std::move(error);
   changed_.notify_all();

@@ -94,6 +94,7 @@ class LazyCopies {
   void on_lost(std::span<const std::byte> range) noexcept;
   void release(std::span<const std::byte> memory) noexcept;
   void fail(std::exception_ptr error) noexcept;
+  void fail_locked(std::exception_ptr error) noexcept;
   [[nodiscard]] std::vector<std::size_t> blocks_in(std::span<const std::byte> memory) const;
 
   MemoryBudget& budget_;

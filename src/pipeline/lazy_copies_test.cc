@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -239,16 +240,37 @@ TEST(LazyCopies, CloseWhileOthersWrite) {
 }
 
 TEST(LazyCopies, MemoryThatIsGoneIsAnError) {
-  auto memory = std::make_unique<Memory>(4 * kMega);
-  Fixture fixture;
-  SKIP_WITHOUT_PROTECTION(fixture);
-  fixture.start(memory->span());
-  memory.reset();
-  try {
-    fixture.copies->wait();
-    FAIL() << "no error";
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("given back"));
+  for (int round = 0; round < 50; ++round) {
+    auto memory = std::make_unique<Memory>(4 * kMega);
+    Fixture fixture;
+    SKIP_WITHOUT_PROTECTION(fixture);
+    fixture.start(memory->span());
+    memory.reset();
+    try {
+      fixture.copies->wait();
+      FAIL() << "no error";
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr("given back"));
+    }
+  }
+}
+
+TEST(LazyCopies, MemoryThatIsEmptiedIsAnErrorOrWasCopiedBefore) {
+  for (int round = 0; round < 50; ++round) {
+    const Memory memory(4 * kMega);
+    const auto before = memory.content();
+    Fixture fixture;
+    SKIP_WITHOUT_PROTECTION(fixture);
+    fixture.start(memory.span());
+    fixture.copies->run_ahead();
+    if (round % 2 == 1) std::this_thread::sleep_for(std::chrono::microseconds(20 * round));
+    ASSERT_EQ(::madvise(memory.data(), memory.size(), MADV_DONTNEED), 0);
+    try {
+      fixture.copies->wait();
+      EXPECT_TRUE(fixture.result == before) << round;
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr("given back"));
+    }
   }
 }
 
