@@ -47,6 +47,14 @@ class ObjectReader {
   /// Fills `out` with the bytes from `offset` on. Throws Error(kCorrupt) when the object ends before; `out`
   /// may be filled in part then.
   virtual void read(std::uint64_t offset, std::span<std::byte> out) = 0;
+  /// The bytes that read() would give, where they lie in memory already (in the page cache, for one) and can be had
+  /// without a copy; nothing otherwise. Throws as read(). They are meant to be copied from soon, while this
+  /// reader is there.
+  virtual std::optional<SharedBytes> view(std::uint64_t offset, std::size_t size) {
+    static_cast<void>(offset);
+    static_cast<void>(size);
+    return std::nullopt;
+  }
 };
 
 /// What a listing says of an object.

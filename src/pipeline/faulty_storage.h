@@ -79,6 +79,10 @@ class FaultyStorage final : public Storage {
       owner_.count("read");
       inner_->read(offset, out);
     }
+    std::optional<SharedBytes> view(std::uint64_t offset, std::size_t size) override {
+      owner_.count("view");
+      return inner_->view(offset, size);
+    }
 
    private:
     FaultyStorage& owner_;

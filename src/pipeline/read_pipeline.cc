@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -23,6 +24,8 @@ namespace {
 
 /// Gaps between reads up to this size are read along rather than sought over.
 constexpr std::uint64_t kMaxGapBytes = 64ULL << 10;
+/// What lies in memory already is looked for, and copied, in windows of this size.
+constexpr std::size_t kViewBytes = 4 << 20;
 
 [[noreturn]] void fail_size(const ObjectNeed& need, std::uint64_t actual, std::optional<std::uint64_t> written) {
   std::string message =
@@ -95,16 +98,14 @@ class ObjectInFlight {
       if (block.direct != nullptr) {
         const std::span bytes(block.direct, block.range.size());
         finish_lazy_copies(bytes);  // the kernel writes there
-        reader().read(block.range.begin, bytes);
-        verify(block.range.begin, bytes);
+        fetch(block.range.begin, bytes);
         end_block();
         return;
       }
       const auto lease = budget.acquire(kStagingBufferBytes, stop_);
       const auto buffer = staging_pool().acquire();
       const auto bytes = buffer.span().first(block.range.size());
-      reader().read(block.range.begin, bytes);
-      verify(block.range.begin, bytes);
+      fetch(block.range.begin, bytes);
       for (const ReadPiece& piece : block.pieces) {
         place(piece, bytes.subspan(piece.range.begin - block.range.begin, piece.range.size()));
       }
@@ -126,9 +127,34 @@ class ObjectInFlight {
     return end;
   }
 
-  void verify(std::uint64_t offset, std::span<const std::byte> bytes) {
-    if (!verifier_) return;
-    for (const BlockMismatch& mismatch : verifier_->add(offset, bytes)) {
+  /// Brings bytes of the object to `out` and verifies them: in one pass what lies in memory already, window by window;
+  /// what lies between by reading.
+  void fetch(std::uint64_t offset, std::span<std::byte> out) {
+    std::size_t done = 0;
+    std::size_t size = 0;
+    for (std::size_t at = 0; at < out.size(); at += size) {
+      size = std::min(kViewBytes, out.size() - at);
+      const auto view = reader().view(offset + at, size);
+      if (!view) continue;
+      read_through(offset + done, out.subspan(done, at - done));
+      done = at + size;
+      if (verifier_) {
+        report(verifier_->add_copy(offset + at, out.subspan(at, size), view->span()));
+      } else {
+        std::memcpy(out.data() + at, view->span().data(), size);
+      }
+    }
+    read_through(offset + done, out.subspan(done));
+  }
+
+  void read_through(std::uint64_t offset, std::span<std::byte> out) {
+    if (out.empty()) return;
+    reader().read(offset, out);
+    if (verifier_) report(verifier_->add(offset, out));
+  }
+
+  void report(const std::vector<BlockMismatch>& mismatches) {
+    for (const BlockMismatch& mismatch : mismatches) {
       std::vector<std::string> paths;
       for (const TensorRead& read : object_.tensors) {
         if (read.range.begin >= mismatch.range.end) break;

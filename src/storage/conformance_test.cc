@@ -179,6 +179,26 @@ TEST_P(StorageConformance, ReadsPastTheEndAreCorruption) {
   EXPECT_EQ(out[0], '9');
 }
 
+TEST_P(StorageConformance, ViewsShowWhatIsRead) {
+  const std::string content = random_text(1 << 20, 3);
+  put(*storage_, "viewed", content);
+  std::mt19937 random(5);
+  for (int i = 0; i < 50; ++i) {
+    const std::size_t begin = random() % content.size();
+    const std::size_t size = random() % (content.size() - begin + 1);
+    const auto view = storage_->open("viewed", {})->view(begin, size);
+    if (view) {
+      EXPECT_TRUE(view->view() == std::string_view(content).substr(begin, size)) << begin << ' ' << size;
+    }
+  }
+  const auto reader = storage_->open("viewed", {});
+  try {
+    EXPECT_FALSE(reader->view(1, content.size()).has_value());
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kCorrupt);
+  }
+}
+
 TEST_P(StorageConformance, MissingObjects) {
   put(*storage_, "there/a", "x");
   for (const char* location : {"none", "none/a", "there/b", "there"}) {

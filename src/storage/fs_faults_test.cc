@@ -119,7 +119,7 @@ struct Way {
 
 class EachWay : public testing::TestWithParam<Way> {};
 
-const std::set<std::string> kDirectCalls{"is_in_memory", "statx_direct", "cachestat"};
+const std::set<std::string> kDirectCalls{"is_in_memory", "statx_direct", "cachestat", "is_local"};
 
 INSTANTIATE_TEST_SUITE_P(FsFaults, EachWay,
                          testing::Values(Way{"Buffered", IoMode::kBuffered, false, {"wait_writeback", "drop_cache"}},
@@ -131,8 +131,9 @@ INSTANTIATE_TEST_SUITE_P(FsFaults, EachWay,
 TEST_P(EachWay, EverySystemCallFailsOnce) {
   const auto& [name, mode, has_rings, calls_of_this_way] = GetParam();
   // What only cleans up, only gives a hint, or has another way.
-  const std::set<std::string> harmless{"start_writeback", "drop_cache", "rmdir",     "closedir",     "close",
-                                       "cachestat",       "mincore",    "make_ring", "statx_direct", "is_in_memory"};
+  const std::set<std::string> harmless{"start_writeback", "drop_cache",   "rmdir",   "closedir",
+                                       "close",           "cachestat",    "mincore", "make_ring",
+                                       "statx_direct",    "is_in_memory", "is_local"};
   FsTuning tuning;
   tuning.mode = mode;
   tuning.ring.straight = 256 << 10;  // several pieces

@@ -35,6 +35,7 @@ struct FsTuning {
   std::size_t least_block = 128 << 10;     ///< and so do smaller blocks
   PieceLimits ring{4 << 20, TransferPool::kBounceBytes};     ///< a thread has several pieces of a block under way
   PieceLimits thread{16 << 20, TransferPool::kBounceBytes};  ///< a thread has one under way
+  std::size_t least_view = 128 << 10;  ///< smaller parts are copied from the page cache, not mapped
   std::size_t cache_window = 4 << 20;  ///< whether data is in the page cache is asked for so much of it at a time
 };
 

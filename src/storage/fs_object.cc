@@ -8,6 +8,7 @@
 
 #include "storage/fs_buffered.h"
 #include "storage/fs_direct.h"
+#include "storage/fs_view.h"
 #include "storage/object_checks.h"
 
 namespace torchsnapshot {
@@ -97,7 +98,29 @@ class FsReader final : public ObjectReader {
     read_buffered(object_, offset, out);
   }
 
+  std::optional<SharedBytes> view(std::uint64_t offset, std::size_t size) override {
+    if (size < ladder_->tuning().least_view) return std::nullopt;
+    check_read(offset, size, size_, object_.name);
+    check_stop(object_.stop, "read", object_.name);
+    {
+      const std::lock_guard lock(mutex_);
+      look();
+    }
+    if (!is_local_) return std::nullopt;
+    return view_cached(object_, offset, size, is_ours_);
+  }
+
  private:
+  /// What there is to know before the page cache is asked. Once, with the mutex held.
+  void look() {
+    if (was_looked_at_) return;
+    struct stat info {};
+    if (object_.sys->fstat(object_.fd, &info) != 0) throw_sys_error(errno, "stat", object_.name);
+    is_ours_ = ::geteuid() == 0 || info.st_uid == ::geteuid();
+    if (object_.sys->is_local(object_.fd, &is_local_) != 0) is_local_ = false;
+    was_looked_at_ = true;
+  }
+
   /// Opened by the first large read; null when there is no direct I/O for this object.
   DirectFile* direct_file() {
     if (is_buffered_) return nullptr;
@@ -105,10 +128,8 @@ class FsReader final : public ObjectReader {
     if (!was_tried_) {
       auto device = ladder_->device_of(object_.fd, path_, /*is_new=*/false);
       if (device->rung != Rung::kBuffered) {
+        look();
         FileDescriptor direct = ladder_->open_direct(*device, object_.fd, path_, /*for_write=*/false);
-        struct stat info {};
-        if (object_.sys->fstat(object_.fd, &info) != 0) throw_sys_error(errno, "stat", object_.name);
-        is_ours_ = ::geteuid() == 0 || info.st_uid == ::geteuid();
         if (direct.is_open()) direct_.emplace(ladder_, std::move(device), std::move(direct));
       }
       was_tried_ = true;
@@ -123,8 +144,10 @@ class FsReader final : public ObjectReader {
   std::shared_ptr<FsLadder> ladder_;
   const bool is_buffered_;
   std::mutex mutex_;  // guards what follows while it is being made
-  bool was_tried_ = false;
+  bool was_looked_at_ = false;
   bool is_ours_ = false;
+  bool is_local_ = false;
+  bool was_tried_ = false;
   std::optional<DirectFile> direct_;
 };
 

@@ -101,6 +101,11 @@ class MemoryReader final : public ObjectReader {
     check_read(offset, out.size(), object_->size, name_);
     if (!out.empty()) std::memcpy(out.data(), object_->bytes.get() + offset, out.size());
   }
+  std::optional<SharedBytes> view(std::uint64_t offset, std::size_t size) override {
+    check_stop(stop_, "read", name_);
+    check_read(offset, size, object_->size, name_);
+    return SharedBytes({object_->bytes.get() + offset, size}, object_);
+  }
 
  private:
   std::shared_ptr<const Object> object_;

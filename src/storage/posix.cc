@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <system_error>
@@ -30,6 +31,7 @@ constexpr long kCachestat = 561;
 #else
 constexpr long kCachestat = 451;
 #endif
+constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14
 struct CachestatRange {
   std::uint64_t offset;
   std::uint64_t size;
@@ -168,6 +170,26 @@ int Sys::mincore(int fd, off_t offset, std::size_t size, std::uint64_t* cached) 
       std::count_if(pages.begin(), pages.end(), [](unsigned char in_core) { return (in_core & 1) != 0; });
   *cached = std::min<std::uint64_t>(static_cast<std::uint64_t>(count) * page, size);
   return 0;
+}
+int Sys::is_local(int fd, bool* answer) {
+  struct statfs info {};
+  if (::fstatfs(fd, &info) != 0) return -1;
+  constexpr std::array<std::uint32_t, 5> kLocal{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC,
+                                                TMPFS_MAGIC};
+  *answer = std::find(kLocal.begin(), kLocal.end(), static_cast<std::uint32_t>(info.f_type)) != kLocal.end();
+  return 0;
+}
+void* Sys::map(int fd, off_t offset, std::size_t size) {
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, offset);
+  if (data == MAP_FAILED) return nullptr;
+  if (::madvise(data, size, kPopulateRead) == 0) return data;
+  const int error = errno;
+  ::munmap(data, size);
+  errno = error;
+  return nullptr;
+}
+void Sys::unmap(void* data, std::size_t size) {
+  ::munmap(data, size);
 }
 std::unique_ptr<Ring> Sys::make_ring(unsigned depth) {
   return make_uring(depth);

@@ -81,6 +81,10 @@ class HookedSys : public Sys {
   int mincore(int fd, off_t offset, std::size_t size, std::uint64_t* cached) override {
     return fails("mincore") ? -1 : Sys::mincore(fd, offset, size, cached);
   }
+  int is_local(int fd, bool* answer) override { return fails("is_local") ? -1 : Sys::is_local(fd, answer); }
+  void* map(int fd, off_t offset, std::size_t size) override {
+    return fails("map") ? nullptr : Sys::map(fd, offset, size);
+  }
   std::unique_ptr<Ring> make_ring(unsigned depth) override {
     return fails("make_ring") ? nullptr : Sys::make_ring(depth);
   }
