@@ -8,21 +8,22 @@
 #include <utility>
 #include <vector>
 
+#include "storage/testing_forward.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/storage.h"
 
 namespace torchsnapshot {
 
 /// Passes every call on, except the `fail_at`-th (counting from 0), which throws Error(kIo, "injected"). Thread-safe.
-class FaultyStorage final : public Storage {
+class FaultyStorage final : public ForwardingStorage {
  public:
   static constexpr std::int64_t kNever = -1;
 
-  FaultyStorage(std::shared_ptr<Storage> inner, std::int64_t fail_at) : inner_(std::move(inner)), fail_at_(fail_at) {}
+  FaultyStorage(std::shared_ptr<Storage> inner, std::int64_t fail_at)
+      : ForwardingStorage(std::move(inner)), fail_at_(fail_at) {}
 
   [[nodiscard]] std::int64_t calls() const noexcept { return calls_; }
 
-  [[nodiscard]] std::string url() const override { return inner_->url(); }
   std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
     count("create");
     return std::make_unique<Writer>(*this, inner_->create(location, size, std::move(stop)));
@@ -48,7 +49,6 @@ class FaultyStorage final : public Storage {
     count("publish");
     inner_->publish(location, content);
   }
-  std::vector<std::string> list(const std::string& prefix) override { return inner_->list(prefix); }
   void remove(std::span<const std::string> locations) override {
     count("remove");
     inner_->remove(locations);
@@ -93,7 +93,6 @@ class FaultyStorage final : public Storage {
     if (calls_.fetch_add(1) == fail_at_) throw Error(ErrorCode::kIo, std::string(call) + ": injected");
   }
 
-  std::shared_ptr<Storage> inner_;
   std::int64_t fail_at_;
   std::atomic<std::int64_t> calls_{0};
 };

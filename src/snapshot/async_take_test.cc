@@ -17,6 +17,7 @@
 
 #include "exec/buffer_pool.h"
 #include "pipeline/faulty_storage.h"
+#include "storage/testing_forward.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/snapshot.h"
 
@@ -108,39 +109,22 @@ TEST(AsyncTake, HoldsWhatWasThereAtTheCall) {
 }
 
 /// Writes only when it may.
-class GatedStorage final : public Storage {
+class GatedStorage final : public ForwardingStorage {
  public:
-  explicit GatedStorage(std::shared_ptr<Storage> inner) : inner_(std::move(inner)) {}
+  using ForwardingStorage::ForwardingStorage;
 
   void open_gate() {
     const std::lock_guard lock(mutex_);
     is_open_ = true;
     changed_.notify_all();
   }
-
-  [[nodiscard]] std::string url() const override { return inner_->url(); }
   std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
     std::unique_lock lock(mutex_);
     if (!changed_.wait(lock, stop, [this] { return is_open_; })) throw Error(ErrorCode::kCancelled, "stopped");
-    return inner_->create(location, size, std::move(stop));
+    return ForwardingStorage::create(location, size, std::move(stop));
   }
-  std::unique_ptr<ObjectReader> open(const std::string& location, std::stop_token stop) override {
-    return inner_->open(location, std::move(stop));
-  }
-  std::string read_all(const std::string& location, std::uint64_t limit, std::stop_token stop) override {
-    return inner_->read_all(location, limit, std::move(stop));
-  }
-  std::vector<std::optional<std::uint64_t>> sizes(std::span<const std::string> locations,
-                                                  std::stop_token stop) override {
-    return inner_->sizes(locations, std::move(stop));
-  }
-  void sync() override { inner_->sync(); }
-  void publish(const std::string& location, std::string_view content) override { inner_->publish(location, content); }
-  std::vector<std::string> list(const std::string& prefix) override { return inner_->list(prefix); }
-  void remove(std::span<const std::string> locations) override { inner_->remove(locations); }
 
  private:
-  std::shared_ptr<Storage> inner_;
   std::mutex mutex_;
   std::condition_variable_any changed_;
   bool is_open_ = false;

@@ -10,6 +10,7 @@
 #include "snapshot/take_marker.h"
 #include "snapshot/testing_inspect.h"
 #include "storage/testing.h"
+#include "storage/testing_forward.h"
 
 namespace torchsnapshot {
 namespace {
@@ -140,6 +141,36 @@ TEST_F(PruneTest, AMarkerThatWasForgottenAfterTheCommitGoesAlone) {
   EXPECT_EQ(locations(), committed);
 }
 
+/// Prunes, without any patience, when a take is about to commit.
+class PrunesBeforeTheCommit final : public ForwardingStorage {
+ public:
+  using ForwardingStorage::ForwardingStorage;
+  void publish(const std::string& location, std::string_view content) override {
+    report = prune(*inner_, {.older_than = std::chrono::seconds(0)});
+    if (fails) throw Error(ErrorCode::kIo, "publish: injected");
+    ForwardingStorage::publish(location, content);
+  }
+  PruneReport report;
+  bool fails = false;
+};
+
+TEST_F(PruneTest, ATakeMarksItselfAsRunning) {
+  const auto storage = std::make_shared<PrunesBeforeTheCommit>(storage_);
+  Snapshot::take(storage, state_.app());  // over nothing
+  EXPECT_EQ(storage->report.removed_objects, 0U);
+  ASSERT_EQ(storage->report.left_overs.size(), 1U);
+  EXPECT_EQ(storage->report.left_overs[0].life, TakeLife::kRunning);
+  Snapshot::take(storage, state_.app());  // over another one
+  EXPECT_EQ(storage->report.removed_objects, 0U);
+  AppState app = state_.app();
+  EXPECT_TRUE(Snapshot(storage_).restore(app).corrupt.empty());
+  EXPECT_THAT(locations(), Not(Contains(HasSubstr("/running-"))));
+  const auto before = locations();
+  storage->fails = true;
+  EXPECT_THROW(Snapshot::take(storage, state_.app()), Error);
+  EXPECT_EQ(locations(), before);
+}
+
 TEST_F(PruneTest, UnreadableMetadataKeepsEverything) {
   storage_->publish(std::string(kMetadataName), "{");
   put_old("data/" + kId + "/0-0");
@@ -148,30 +179,10 @@ TEST_F(PruneTest, UnreadableMetadataKeepsEverything) {
 }
 
 /// A storage that tells no times.
-class Timeless final : public Storage {
+class Timeless final : public ForwardingStorage {
  public:
-  explicit Timeless(std::shared_ptr<Storage> inner) : inner_(std::move(inner)) {}
-  [[nodiscard]] std::string url() const override { return inner_->url(); }
-  std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
-    return inner_->create(location, size, std::move(stop));
-  }
-  std::unique_ptr<ObjectReader> open(const std::string& location, std::stop_token stop) override {
-    return inner_->open(location, std::move(stop));
-  }
-  std::string read_all(const std::string& location, std::uint64_t limit, std::stop_token stop) override {
-    return inner_->read_all(location, limit, std::move(stop));
-  }
-  std::vector<std::optional<std::uint64_t>> sizes(std::span<const std::string> locations,
-                                                  std::stop_token stop) override {
-    return inner_->sizes(locations, std::move(stop));
-  }
-  void sync() override { inner_->sync(); }
-  void publish(const std::string& location, std::string_view content) override { inner_->publish(location, content); }
-  std::vector<std::string> list(const std::string& prefix) override { return inner_->list(prefix); }
-  void remove(std::span<const std::string> locations) override { inner_->remove(locations); }
-
- private:
-  std::shared_ptr<Storage> inner_;
+  using ForwardingStorage::ForwardingStorage;
+  std::vector<ObjectInfo> list_objects(const std::string& prefix) override { return Storage::list_objects(prefix); }
 };
 
 TEST_F(PruneTest, WithoutTimesOnlyAnAgeOfZeroDecides) {

@@ -1,11 +1,12 @@
 // The commit protocol (docs/commit.md). A crash between any two steps leaves the old snapshot, or none, or the new one.
 //  1. Every object of the take, and then the checksums of them all, is written under a name that no other take uses, so
-//     that nothing the committed manifest points to is touched.
+//     that nothing the committed manifest points to is touched. Rank 0 adds a marker that says which process this is:
+//     `prune` sees by it that the take is running, or dead (take_marker.h).
 //  2. Every object is made durable by its writer, and then the folders by Storage::sync.
 //  3. With several ranks, all have come so far (coord/commit_vote.cc). The rest is rank 0's; the others wait for it.
 //  4. Takes of this process to the same place that were begun before have ended.
 //  5. The metadata is published atomically and durably. This is the commit.
-//  6. Only now are the objects of the snapshot that was there before removed.
+//  6. Only now are the marker and the objects of the snapshot that was there before removed.
 // A failure in 1 to 5, on any rank, removes what was written (best effort) and leaves the old snapshot.
 
 #include "snapshot/take_job.h"
@@ -23,6 +24,7 @@
 #include "pipeline/checksum_store.h"
 #include "pipeline/options.h"
 #include "snapshot/internal.h"
+#include "snapshot/take_marker.h"
 #include "snapshot/take_objects.h"
 #include "snapshot/world_take.h"
 #include "torchsnapshot/error.h"
@@ -163,6 +165,7 @@ std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
   const std::vector<std::string> obsolete = step([this] {
     pipeline_->wait_copied();
     if (on_copied_) on_copied_();
+    if (publishes()) write_object(take_marker_location(take_id_, rank_), make_take_marker(this_process()));
     write_checksums(pipeline_->finish());
     pass_on_notices(*storage_, io_);
     pipeline_.reset();
@@ -187,6 +190,7 @@ std::vector<std::string> TakeJob::commit() {
   if (io_.stop.stop_requested()) throw Error(ErrorCode::kCancelled, "the take was cancelled");
   if (vote_) vote_->begin_commit();
   publish();
+  old.push_back(take_marker_location(take_id_, rank_));
   if (vote_) {
     try {
       vote_->announce_commit();
@@ -201,11 +205,13 @@ std::vector<std::string> TakeJob::commit() {
 
 void TakeJob::write_checksums(const ChecksumTables& tables) {
   if (tables.empty()) return;
-  const std::string location = checksum_location(take_id_, rank_);
-  const std::string bytes = serialize_checksums(tables);
+  write_object(checksum_location(take_id_, rank_), serialize_checksums(tables));
+}
+
+void TakeJob::write_object(const std::string& location, std::string_view content) {
   written_.push_back(location);
-  const auto writer = storage_->create(location, bytes.size(), io_.stop);
-  writer->write(0, std::as_bytes(std::span(bytes)));
+  const auto writer = storage_->create(location, content.size(), io_.stop);
+  writer->write(0, std::as_bytes(std::span(content)));
   writer->finish();
 }
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "coord/commit_vote.h"
@@ -50,6 +51,7 @@ class TakeJob {
   std::vector<std::string> commit();
   void fail(const std::exception_ptr& error) noexcept;
   void write_checksums(const ChecksumTables& tables);
+  void write_object(const std::string& location, std::string_view content);
   void publish();
   void clean_up() noexcept;
 
