@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,8 +16,11 @@ class FioError(RuntimeError):
     """fio is missing, or refuses its job here."""
 
 
-def _fio(filenames: str, size: int | None, rw: str, setting: str) -> float:
+def _fio(files: list[Path], size: int | None, rw: str, setting: str) -> float:
     """Seconds that fio needs, by its own clock."""
+    # fio takes about 4,000 characters of names.
+    folder = Path(os.path.commonpath([file.parent for file in files]))
+    filenames = ":".join(str(file.relative_to(folder)) for file in files)
     if shutil.which("fio") is None:
         raise FioError("fio is not installed: apt-get install fio")
     block, depth = SETTINGS[setting]
@@ -28,11 +32,13 @@ def _fio(filenames: str, size: int | None, rw: str, setting: str) -> float:
             *([f"--size={size}"] if size else []),
             *(["--end_fsync=1", "--unlink=1"] if rw == "write" else []),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if done.returncode == 0:
             report = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
             if report["error"] == 0:
                 moved = report[rw]
+                if moved["io_bytes"] == 0:
+                    raise FioError(f"no file has {block} bytes")
                 if size and abs(moved["io_bytes"] - size) > 64 << 20:
                     raise FioError(f"fio moved {moved['io_bytes']} bytes instead of {size}")
                 return float(moved["runtime"]) / 1000 * ((size or moved["io_bytes"]) / moved["io_bytes"])
@@ -42,7 +48,7 @@ def _fio(filenames: str, size: int | None, rw: str, setting: str) -> float:
 
 def direct_write(folder: Path, size: int, setting: str) -> float:
     """Seconds for `size` bytes in one new file, synced at the end."""
-    return _fio(str(folder / "fio-limit"), max(size, 32 << 20) >> 20 << 20, "write", setting) * _share(size)
+    return _fio([folder / "fio-limit"], max(size, 32 << 20) >> 20 << 20, "write", setting) * _share(size)
 
 
 def direct_read(files: list[Path], setting: str) -> float:
@@ -52,7 +58,7 @@ def direct_read(files: list[Path], setting: str) -> float:
     if not large:
         raise FioError("no file is large enough for a direct read")
     read = sum(file.stat().st_size for file in large)
-    return _fio(":".join(map(str, large)), None, "read", setting) * total / read
+    return _fio(large, None, "read", setting) * total / read
 
 
 def _share(size: int) -> float:

@@ -120,7 +120,8 @@ class Snapshot:
                 saved first; taking a snapshot does not advance it.
             pg: the process group (None: the default one).
             replicated: globs over ``KEY/SUB/PATH``; what matches is the same on all ranks.
-            storage_options: settings of the storage backend.
+            storage_options: settings of the storage backend. Of a file system: ``{"io": "auto" | "uring" | "direct" |
+                "buffered"}``, how data moves (auto: the fastest that works). Of s3:// and gs://: docs/object-stores.md.
             _custom_tensor_prepare_func: called with (logical path, tensor, False) for each tensor; what it returns is
                 stored in its place.
             progress: show a progress line on a terminal (None: as the knob TORCHSNAPSHOT_PROGRESS says).
