@@ -25,6 +25,14 @@ namespace {
 using testing::HasSubstr;
 using testing::IsEmpty;
 
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr int kEachCall = 10;
+constexpr int kRounds = 4;
+#else
+constexpr int kEachCall = 40;
+constexpr int kRounds = 16;
+#endif
+
 std::shared_ptr<Storage> fresh_storage() {
   static std::atomic<int> count{0};
   return open_memory_storage("cuda-take-test-" + std::to_string(count++));
@@ -135,7 +143,7 @@ struct State {
   }
 };
 
-const std::vector<std::size_t> kSizes{1, 2'000'000, 1000, 1'300'000, 70'000, 0, 4096, 200};
+const std::vector<std::size_t> kSizes{1, 1'200'000, 1000, 700'000, 70'000, 0, 4096, 200};
 
 class CudaTake : public testing::Test {
  protected:
@@ -244,7 +252,7 @@ TEST_F(CudaTake, LaterByPromise) {
 // What the deferred mode is for: the program's streams have work before them that takes long, and nobody waits for it.
 TEST_F(CudaTake, ReturnsWhileTheDevicesAreBusy) {
   const auto storage = fresh_storage();
-  State state(program_, 4, {500'000, 1000, 2'000'000, 5});
+  State state(program_, 4, {500'000, 1000, 1'200'000, 5});
   state.own();
   std::latch gate(1);
   for (const DeviceStream& stream : program_.streams) fake_cuda::launch(stream.handle, {}, [&] { gate.wait(); });
@@ -256,7 +264,7 @@ TEST_F(CudaTake, ReturnsWhileTheDevicesAreBusy) {
   EXPECT_FALSE(pending.done());
   gate.count_down();
   pending.wait();
-  expect_snapshot(storage, 4, {500'000, 1000, 2'000'000, 5});
+  expect_snapshot(storage, 4, {500'000, 1000, 1'200'000, 5});
 }
 
 TEST_F(CudaTake, SeveralOfOneState) {
@@ -310,9 +318,9 @@ TEST_F(CudaTake, MemoryThatIsLetGoStaysUntilItIsCopied) {
 }
 
 TEST_F(CudaTake, EveryFailureOfTheDriverEndsItCleanly) {
-  const std::vector<std::size_t> sizes{3000, 1'200'000, 7};
+  const std::vector<std::size_t> sizes{3000, 600'000, 7};
   for (const StagingMode mode : {StagingMode::kEager, StagingMode::kPromised}) {
-    for (int call = 0;; call += call < 40 ? 1 : 7) {
+    for (int call = 0;; call += call < kEachCall ? 1 : 9) {
       fake_cuda::begin({.seed = static_cast<unsigned>(call)});
       fake_cuda::fail_call(call, 1);
       const auto storage = fresh_storage();
@@ -364,7 +372,7 @@ TEST_F(CudaTake, EveryFailureOfTheDriverEndsItCleanly) {
 }
 
 TEST_F(CudaTake, EveryFailureOfTheStorageEndsItCleanly) {
-  const std::vector<std::size_t> sizes{3000, 1'200'000, 7};
+  const std::vector<std::size_t> sizes{3000, 600'000, 7};
   for (const StagingMode mode : {StagingMode::kEager, StagingMode::kPromised}) {
     for (std::int64_t fail_at = 0;; ++fail_at) {
       const auto faulty = std::make_shared<FaultyStorage>(fresh_storage(), fail_at);
@@ -387,7 +395,7 @@ TEST_F(CudaTake, EveryFailureOfTheStorageEndsItCleanly) {
 }
 
 TEST_F(CudaTake, Cancelled) {
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     State state(program_, 6, kSizes);
     state.own();
     TakeOptions options;
