@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include <memory>
 #include <mutex>
@@ -30,12 +31,20 @@ at::Tensor host_tensor(const void* data, std::size_t bytes, const at::Tensor& li
                        at::TensorOptions(like.scalar_type()));
 }
 
+/// Waits for all that the device was told, on whatever stream: the engine's threads have none of the program's.
+void settle(const at::Tensor& part) {
+  const c10::Device device = part.device();
+  if (!device.is_cuda() && !device.is_xpu()) return;  // others have one, or none
+  c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
+}
+
 /// Through torch's own copies, so it works for every device that torch knows.
 class TorchDeviceCopier final : public DeviceCopier {
  public:
   void to_host(const TensorView& view, std::uint64_t begin, std::span<std::byte> out) override {
     translate([&] {
       const at::Tensor part = part_of(view);
+      settle(part);
       at::Tensor host = host_tensor(out.data(), out.size(), part);
       host.copy_(part.reshape(-1).narrow(0, static_cast<std::int64_t>(begin / part.itemsize()), host.numel()));
     });
@@ -44,10 +53,12 @@ class TorchDeviceCopier final : public DeviceCopier {
   void to_device(std::span<const std::byte> in, std::uint64_t begin, const TensorView& view) override {
     translate([&] {
       const at::Tensor part = part_of(view);
+      settle(part);
       const at::Tensor host = host_tensor(in.data(), in.size(), part);
       const auto first = static_cast<std::int64_t>(begin / part.itemsize());
       if (part.is_contiguous()) {
         part.view(-1).narrow(0, first, host.numel()).copy_(host);
+        settle(part);
         return;
       }
       at::Tensor rest = at::arange(first, first + host.numel(), part.options().dtype(at::kLong));
@@ -60,6 +71,7 @@ class TorchDeviceCopier final : public DeviceCopier {
       }
       for (const at::Tensor& place : places) index.push_back(place);
       part.index_put_(index, host.to(part.device()));
+      settle(part);
     });
   }
 

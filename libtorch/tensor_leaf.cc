@@ -1,15 +1,20 @@
 #include "libtorch/tensor_leaf.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/_make_per_channel_quantized_tensor.h>
 #include <ATen/ops/_make_per_tensor_quantized_tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/version.h>
 
 #include <cstring>
 #include <string>
 #include <utility>
 
+#include "device/copy_plan.h"
+#include "device/cuda_driver.h"
 #include "libtorch/archive.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/manifest.h"
@@ -123,6 +128,24 @@ bool is_plain(const at::Tensor& tensor) {
          !tensor.is_conj() && !tensor.is_neg() && tensor.has_storage() && to_dtype(tensor.scalar_type()).has_value();
 }
 
+namespace {
+
+/// Has the engine copy a tensor on a CUDA device by itself. Torch copies what is on other devices, what lies there in
+/// short rows, and everything where it can't tell its stream.
+void find_cuda(const at::Tensor& tensor, TensorView& view) {
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
+  if (!tensor.is_cuda() || at::Context::hasROCM() || !is_cuda_driver_wanted() || !lies_in_long_rows(view)) return;
+  const c10::Stream stream = c10::impl::getDeviceGuardImpl(at::kCUDA)->getStream(tensor.device());
+  view.device = DeviceType::kCuda;
+  view.stream = {.device = tensor.device().index(), .handle = stream.native_handle()};
+#else
+  static_cast<void>(tensor);
+  static_cast<void>(view);
+#endif
+}
+
+}  // namespace
+
 TensorView view_of(const at::Tensor& tensor, DType dtype, bool writable) {
   TensorView view;
   const void* data = writable ? tensor.mutable_data_ptr() : tensor.const_data_ptr();
@@ -132,6 +155,7 @@ TensorView view_of(const at::Tensor& tensor, DType dtype, bool writable) {
   view.strides = tensor.strides().vec();
   view.device = tensor.is_cpu() ? DeviceType::kCpu : DeviceType::kOther;
   view.owner = std::make_shared<at::Tensor>(tensor);
+  find_cuda(tensor, view);
   return view;
 }
 

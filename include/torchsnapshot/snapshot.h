@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,7 +28,8 @@ enum class StagingMode : std::uint8_t {
   kEager,  ///< before it returns
   kLazy,   ///< in the background; the memory is write-protected, and a thread that writes to it waits for the copy of a
            ///< few MB. Where the system does not allow that it is kEager, with a notice
-  kPromised,  ///< in the background; the caller calls PendingSnapshot::wait_staged before the memory changes
+  kPromised,  ///< in the background; the caller calls PendingSnapshot::wait_staged or let_wait_staged before the memory
+              ///< changes. Tensors on CUDA devices too, of any size and layout
 };
 
 struct TakeOptions {
@@ -170,6 +172,10 @@ class PendingSnapshot {
   /// Makes the copies that are left at once, on all cores: afterwards all of the app state may change, whatever the
   /// staging. What does not fit the memory budget waits for writes. Errors come from wait().
   void wait_staged() const;
+  /// As wait_staged, but for tensors on CUDA devices without waiting for the devices: returns when the copies are
+  /// queued, and what is queued on `streams` from now on waits for them. Other streams, and the host, must not change
+  /// those tensors before wait_staged() or such a stream has come further.
+  void let_wait_staged(std::span<const DeviceStream> streams) const;
   /// Tells the take to stop. It ends soon, with Error(kCancelled) and without a snapshot, unless it was committed
   /// before.
   void cancel() const;
@@ -190,7 +196,8 @@ std::string agree_on_url(Coordinator& ranks, const std::string& url, const Notic
 /// The same for restore.
 [[noreturn]] void refuse_restore(Coordinator& ranks, const Error& error);
 
-/// Gives the buffers that takes have left for the next ones back to the system, but for 64 MiB.
+/// Gives the buffers that takes have left for the next ones back to the system, but for 64 MiB; all of them that are
+/// pinned for CUDA.
 void release_staging_memory();
 
 }  // namespace torchsnapshot

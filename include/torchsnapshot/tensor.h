@@ -65,7 +65,14 @@ Dims row_major_strides(std::span<const std::int64_t> shape);
 /// Where a tensor's memory is.
 enum class DeviceType : std::uint8_t {
   kCpu,    ///< memory that the CPU can address
+  kCuda,   ///< of a CUDA device (TensorView::stream says which); data is its address there
   kOther,  ///< reached through the DeviceCopier of the face (tensor/device_copy.h)
+};
+
+/// A queue of work on a CUDA device.
+struct DeviceStream {
+  std::int32_t device = 0;  ///< its ordinal
+  void* handle = nullptr;   ///< CUstream (or cudaStream_t); null: the default stream
 };
 
 /// A tensor's memory, not owned by default: element (i, j, …) is at
@@ -79,6 +86,8 @@ struct TensorView {
   Dims strides;
   DeviceType device = DeviceType::kCpu;
   std::shared_ptr<void> owner;
+  /// Of kCuda: the program's stream. What was queued there before a take or restore is over before a copy begins.
+  DeviceStream stream = {};
 
   /// A view of dense row-major CPU memory.
   static TensorView dense(void* data, DType dtype, Dims shape, std::shared_ptr<void> owner = nullptr);

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -323,6 +324,10 @@ class PendingSnapshot {
   [[nodiscard]] bool wait_for(std::chrono::milliseconds timeout) const { return core_.wait_for(timeout); }
   /// Blocks until the take has ended, and returns the snapshot, or throws what ended the take; every time.
   Snapshot wait() const { return Snapshot(core_.wait()); }
+  /// As torchsnapshot::PendingSnapshot: with StagingMode::kPromised, before tensors change. A stream of torch's is a
+  /// DeviceStream by its device_index() and native_handle().
+  void wait_staged() const { core_.wait_staged(); }
+  void let_wait_staged(std::span<const DeviceStream> streams) const { core_.let_wait_staged(streams); }
   /// Tells the take to stop: it ends soon, without a snapshot, unless it was committed before.
   void cancel() const { core_.cancel(); }
 

@@ -28,6 +28,7 @@ Hooks::Hooks() : torch_(nb::module_::import_("torch")) {
   exchange_api = find_exchange_api(torch_.attr("Tensor"));
   const nb::object functions = nb::module_::import_("torchsnapshot._app_state");
   describe_tensor = functions.attr("describe_tensor");
+  cuda_stream = functions.attr("cuda_stream");
   prepare_tensor = functions.attr("prepare_tensor");
   encode_tensor = functions.attr("encode_tensor");
   describe_sharded = functions.attr("describe_sharded");

@@ -22,6 +22,7 @@ class Hooks {
   const dlpack::ExchangeApi* exchange_api;
 
   nanobind::object describe_tensor;  ///< see _app_state.py for each
+  nanobind::object cuda_stream;
   nanobind::object prepare_tensor;
   nanobind::object encode_tensor;
   nanobind::object describe_sharded;

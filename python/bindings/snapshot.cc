@@ -181,6 +181,14 @@ PendingSnapshot async_take(std::shared_ptr<Storage> storage, const PyAppState& a
   return Snapshot::async_take(std::move(storage), state, options);
 }
 
+void let_wait_staged(const PendingSnapshot& pending, const std::vector<std::pair<std::int32_t, std::uintptr_t>>& streams) {
+  std::vector<DeviceStream> all;
+  for (const auto& [device, stream] : streams) {
+    all.push_back({.device = device, .handle = reinterpret_cast<void*>(stream)});  // NOLINT(performance-no-int-to-ptr)
+  }
+  pending.let_wait_staged(all);
+}
+
 /// False when `seconds` (negative: no limit) have passed. Ctrl-C interrupts the wait, not the take.
 bool wait_for(const PendingSnapshot& pending, double seconds) {
   using Clock = std::chrono::steady_clock;
@@ -363,6 +371,9 @@ void bind_snapshot(nb::module_& module) {
            "Waits, and returns the snapshot or raises what ended the take.")
       .def("wait_staged", &PendingSnapshot::wait_staged, nb::call_guard<nb::gil_scoped_release>(),
            "Makes the copies that are left to make.")
+      .def("let_wait_staged", &let_wait_staged, nb::arg("streams"), nb::call_guard<nb::gil_scoped_release>(),
+           "As wait_staged, but tensors on CUDA devices may be changed by what these streams (device, CUstream) do from "
+           "now on.")
       .def("cancel", &PendingSnapshot::cancel, nb::call_guard<nb::gil_scoped_release>(), "Tells the take to stop.");
   module.def("async_take", &async_take, nb::arg("storage"), nb::arg("app"), nb::arg("take_options"), nb::arg("io"),
              nb::arg("prepare").none(), nb::arg("on_end"), nb::arg("own").none(), nb::arg("on_copied").none(),

@@ -1,5 +1,12 @@
 #include "tensor_leaf.h"
 
+#include <nanobind/stl/pair.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "device/copy_plan.h"
+#include "device/cuda_driver.h"
 #include "hooks.h"
 
 namespace nb = nanobind;
@@ -103,14 +110,18 @@ std::optional<TensorView> borrow_by_attributes(PyObject* tensor, const Hooks& ho
   return view;
 }
 
-}  // namespace
-
-std::shared_ptr<void> borrow(PyObject* object) noexcept {
-  return {std::shared_ptr<void>(), object};  // no control block, no reference count
+/// Has the engine copy a tensor on a CUDA device by itself. Torch copies what is on other devices, and what lies there
+/// in short rows.
+void find_cuda(PyObject* tensor, const Hooks& hooks, TensorView& view) {
+  if (view.device == DeviceType::kCpu || !is_cuda_driver_wanted() || !lies_in_long_rows(view)) return;
+  const nb::object found = hooks.cuda_stream(nb::handle(tensor));
+  if (found.is_none()) return;
+  const auto [device, stream] = nb::cast<std::pair<std::int32_t, std::uintptr_t>>(found);
+  view.device = DeviceType::kCuda;
+  view.stream = {.device = device, .handle = reinterpret_cast<void*>(stream)};  // NOLINT(performance-no-int-to-ptr)
 }
 
-std::optional<TensorView> view_of(PyObject* tensor) {
-  const Hooks& hooks = Hooks::get();
+std::optional<TensorView> borrow_view(PyObject* tensor, const Hooks& hooks) {
   PyTypeObject* const type = Py_TYPE(tensor);
   if (hooks.exchange_api != nullptr && (type == hooks.tensor_type || type == hooks.parameter_type)) {
     static PyObject* const is_conj = PyUnicode_InternFromString("is_conj");
@@ -125,6 +136,19 @@ std::optional<TensorView> view_of(PyObject* tensor) {
     }
   }
   return borrow_by_attributes(tensor, hooks);
+}
+
+}  // namespace
+
+std::shared_ptr<void> borrow(PyObject* object) noexcept {
+  return {std::shared_ptr<void>(), object};  // no control block, no reference count
+}
+
+std::optional<TensorView> view_of(PyObject* tensor) {
+  const Hooks& hooks = Hooks::get();
+  auto view = borrow_view(tensor, hooks);
+  if (view) find_cuda(tensor, hooks, *view);
+  return view;
 }
 
 }  // namespace torchsnapshot::python

@@ -188,7 +188,8 @@ Value ToValue::convert_tensor(PyObject* tensor) {
 }
 
 void ToValue::own(PyObject* tensor, TensorView& view) const {
-  if (view.device != DeviceType::kCpu || view.nbytes() < kLargeBytes || !view.is_contiguous()) return;
+  if (view.device == DeviceType::kOther) return;
+  if (view.device == DeviceType::kCpu && (view.nbytes() < kLargeBytes || !view.is_contiguous())) return;
   nb::object owner = own_(nb::handle(tensor), to_str(path()));
   if (owner.is_none()) return;
   PyObject* const object = owner.ptr();

@@ -18,7 +18,8 @@ class ToValue {
   /// `prepare` (None or callable): _custom_tensor_prepare_func of take. `group`: the process group whose ranks take.
   explicit ToValue(nanobind::object prepare, nanobind::object group = nanobind::none());
 
-  /// From now on to_save asks `own(tensor, path)` for each contiguous CPU tensor of kLargeBytes or more: an object that
+  /// From now on to_save asks `own(tensor, path)` for each tensor on a CUDA device, and each contiguous CPU tensor of
+  /// kLargeBytes or more: an object that
   /// keeps the tensor's memory as long as it lives, which the view will own, or None.
   void set_own(nanobind::object own) { own_ = std::move(own); }
   static constexpr std::uint64_t kLargeBytes = 2ULL << 20;

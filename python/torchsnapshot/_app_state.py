@@ -19,6 +19,7 @@ from .errors import CorruptSnapshotError, TypeMismatchError, UnsupportedError
 
 __all__ = [
     "allocate",
+    "cuda_stream",
     "decode_tensor",
     "describe_sharded",
     "describe_tensor",
@@ -59,6 +60,14 @@ def describe_tensor(tensor: torch.Tensor) -> Description | None:
         tuple(tensor.stride()),
         tensor.device.type == "cpu",
     )
+
+
+def cuda_stream(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """The CUDA device of `tensor` and the stream that the program uses there now; None for other devices."""
+    device = tensor.device
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
 def _has_no_memory_of_its_own(tensor: torch.Tensor) -> bool:
@@ -215,7 +224,11 @@ def to_host(
     view = _view(owner, address, shape, strides)
     first, count = begin // view.element_size(), len(out) // view.element_size()
     host = _host_tensor(out, view.dtype)
-    host.copy_(view.reshape(-1)[first : first + count])
+    with torch.no_grad(), _in_turn(view.device):
+        if view.is_contiguous():
+            host.copy_(view.view(-1)[first : first + count])
+        else:
+            host.copy_(view[_places(view, first, count)])
 
 
 def to_device(
@@ -230,13 +243,30 @@ def to_device(
     view = _view(owner, address, shape, strides)
     first, count = begin // view.element_size(), len(data) // view.element_size()
     host = _host_tensor(data, view.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), _in_turn(view.device):
         if view.is_contiguous():
             view.view(-1)[first : first + count].copy_(host)
         else:
-            positions = torch.arange(first, first + count, device=view.device)
-            index = torch.unravel_index(positions, view.shape)
-            view.index_put_(index, host.to(view.device))
+            view.index_put_(_places(view, first, count), host.to(view.device))
+
+
+def _places(view: torch.Tensor, first: int, count: int) -> tuple[torch.Tensor, ...]:
+    """Where the elements from `first` on lie."""
+    return torch.unravel_index(torch.arange(first, first + count, device=view.device), view.shape)
+
+
+@contextmanager
+def _in_turn(device: torch.device) -> Iterator[None]:
+    """After all that the device was told by any thread, on whatever stream, and over at the end."""
+    synchronize = getattr(getattr(torch, device.type, None), "synchronize", None)
+    if device.type in ("cpu", "mps") or synchronize is None:  # with one stream, or none
+        yield
+        return
+    synchronize(device)
+    try:
+        yield
+    finally:
+        synchronize(device)
 
 
 def _host_tensor(memory: memoryview, dtype: torch.dtype) -> torch.Tensor:

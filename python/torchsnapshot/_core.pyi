@@ -178,6 +178,11 @@ class PendingSnapshot:
     def wait_staged(self) -> None:
         """Makes the copies that are left to make."""
 
+    def let_wait_staged(self, streams: Sequence[tuple[int, int]]) -> None:
+        """
+        As wait_staged, but tensors on CUDA devices may be changed by what these streams (device, CUstream) do from now on.
+        """
+
     def cancel(self) -> None:
         """Tells the take to stop."""
 

@@ -54,7 +54,7 @@ class _Protected:
     def own(self, tensor: torch.Tensor, path: str) -> object | None:
         del path
         # Devices write to pinned memory, and nothing stops them. The rest the engine sees by itself.
-        if type(tensor) not in _PLAIN or tensor.is_pinned():
+        if type(tensor) not in _PLAIN or tensor.device.type != "cpu" or tensor.is_pinned():
             return None
         return tensor.detach()  # keeps the storage, whatever becomes of the tensor
 
@@ -72,7 +72,7 @@ class _UntilStep:
     """The program promises that only the steps of its optimizers change what they optimize.
 
     Parameters and states of the optimizers are copied when there is time for it, or at the latest when one of them
-    begins a step.
+    begins a step: on the CPU before it goes on, on CUDA devices before what its streams do then.
     """
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -80,6 +80,7 @@ class _UntilStep:
         self._storages = {_storage(tensor) for optimizer in optimizers for tensor in _tensors_of(optimizer)}
         self._lock = threading.Lock()
         self._owned: list[tuple[str, torch.Tensor, int]] = []
+        self._cuda: set[torch.device] = set()
         self._is_checked = False
         self._broken = ""
         self._core: _core.PendingSnapshot
@@ -89,6 +90,8 @@ class _UntilStep:
             return None
         kept = tensor.detach()  # has the version of the original
         self._owned.append((path, kept, kept._version))
+        if tensor.is_cuda:
+            self._cuda.add(tensor.device)
         return kept
 
     def begun(self, core: _core.PendingSnapshot) -> None:
@@ -97,6 +100,14 @@ class _UntilStep:
 
     def finish(self) -> None:
         self._core.wait_staged()
+        self._check()
+
+    def finish_before_step(self) -> None:
+        if self._cuda:
+            streams = [(device.index, torch.cuda.current_stream(device).cuda_stream) for device in self._cuda]
+            self._core.let_wait_staged(streams)
+        else:
+            self._core.wait_staged()
         self._check()
 
     def is_over(self) -> bool:
@@ -151,7 +162,7 @@ class _BeforeStep:
         with self._lock:
             takes = [take for take in self._takes if optimizer in take.optimizers]
         for take in takes:
-            take.finish()
+            take.finish_before_step()
         with self._lock:
             self._takes = [take for take in self._takes if take not in takes]
 

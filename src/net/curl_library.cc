@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "net/dynamic_library.h"
+#include "core/dynamic_library.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {

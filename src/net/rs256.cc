@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <string>
 
-#include "net/dynamic_library.h"
+#include "core/dynamic_library.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {

@@ -1,4 +1,5 @@
 // The life of a block:
+//  0. planned: start() is about to have its pages protected. A thread that writes already waits for 1.
 //  1. held: its pages are protected (or the caller has promised not to write to them).
 //  2. copying: claimed by one thread, which has memory for it already: the thread that runs ahead, a thread that is
 //  about
@@ -27,21 +28,17 @@ namespace {
 
 constexpr std::chrono::milliseconds kPatience(1000);
 
-/// Protects the regions that are chosen, on all cores: small pages take their time. Says which it could.
-std::vector<char> protect(WriteGuard& guard, const std::vector<std::span<const std::byte>>& regions,
-                          const std::vector<std::size_t>& chosen) {
-  constexpr std::size_t kMaxThreads = 8;  // they share one lock of the kernel
-  std::vector<char> done(chosen.size(), 0);
+/// Does `one` for each of 0 to count - 1, on at most so many cores.
+template <typename One>
+void in_parallel(std::size_t count, std::size_t most, const One& one) {
   std::atomic<std::size_t> next{0};
   const auto work = [&] {
-    for (std::size_t i = next++; i < chosen.size(); i = next++) done[i] = guard.protect(regions[chosen[i]]) ? 1 : 0;
+    for (std::size_t i = next++; i < count; i = next++) one(i);
   };
   std::vector<std::jthread> helpers;
-  const std::size_t cores = std::min<std::size_t>(std::thread::hardware_concurrency(), kMaxThreads);
-  while (helpers.size() + 1 < std::min(cores, chosen.size())) helpers.emplace_back(work);
+  const std::size_t cores = std::min<std::size_t>(std::thread::hardware_concurrency(), most);
+  while (helpers.size() + 1 < std::min(cores, count)) helpers.emplace_back(work);
   work();
-  helpers.clear();
-  return done;
 }
 
 /// All that are under way in this process.
@@ -133,31 +130,53 @@ std::vector<bool> LazyCopies::start(const std::vector<std::span<const std::byte>
   std::iota(ascending.begin(), ascending.end(), 0U);
   std::sort(ascending.begin(), ascending.end(),
             [&](std::size_t a, std::size_t b) { return regions[a].data() < regions[b].data(); });
-  const std::lock_guard lock(mutex_);
   const auto usable = guard_ ? private_memory() : std::vector<AddressRange>{};
   const std::byte* end = nullptr;
   std::vector<std::size_t> chosen;
+  std::vector<bool> is_chosen(regions.size(), false);
   for (const std::size_t i : ascending) {
     const auto& region = regions[i];
     if (region.data() < end) continue;  // views of one storage
     if (guard_ && !is_within(region, usable)) continue;
     chosen.push_back(i);
+    is_chosen[i] = true;
     end = region.data() + region.size();
   }
-  const std::vector<char> done = guard_ ? protect(*guard_, regions, chosen) : std::vector<char>(chosen.size(), 1);
+  plan(blocks, is_chosen);
+  deliver_ = std::move(deliver);
+  // Without the lock: while events of the guard are not taken, the kernel protects nothing, and who takes them needs it.
+  std::vector<char> done(chosen.size(), 0);
+  constexpr std::size_t kMaxThreads = 8;  // they share one lock of the kernel
+  in_parallel(chosen.size(), guard_ ? kMaxThreads : 1, [&](std::size_t i) {
+    done[i] = !guard_ || guard_->protect(regions[chosen[i]]) ? 1 : 0;
+    end_planning(regions[chosen[i]], done[i] != 0);
+  });
   for (std::size_t i = 0; i < chosen.size(); ++i) is_held[chosen[i]] = done[i] != 0;
+  return is_held;
+}
+
+void LazyCopies::plan(const std::vector<LazyBlock>& blocks, const std::vector<bool>& is_chosen) {
+  const std::lock_guard lock(mutex_);
   std::size_t index = 0;
   for (const LazyBlock& block : blocks) {
-    if (is_held[block.region]) blocks_.push_back({.memory = block.memory, .index = index});
+    if (is_chosen[block.region]) blocks_.push_back({.memory = block.memory, .index = index});
     ++index;
   }
   by_address_.resize(blocks_.size());
   std::iota(by_address_.begin(), by_address_.end(), 0U);
   std::sort(by_address_.begin(), by_address_.end(),
             [this](std::size_t a, std::size_t b) { return blocks_[a].memory.data() < blocks_[b].memory.data(); });
-  held_ = blocks_.size();
-  deliver_ = std::move(deliver);
-  return is_held;
+}
+
+/// The blocks of a region are held from now on, or the caller's.
+void LazyCopies::end_planning(std::span<const std::byte> region, bool is_held) {
+  const std::lock_guard lock(mutex_);
+  for (const std::size_t block : blocks_in(region)) {
+    if (blocks_[block].state != State::kPlanned) continue;  // lost already
+    blocks_[block].state = is_held ? State::kHeld : State::kOver;
+    if (is_held) ++held_;
+  }
+  changed_.notify_all();
 }
 
 void LazyCopies::run_ahead() {
@@ -307,8 +326,10 @@ void LazyCopies::copy_urgently(std::size_t block) noexcept {
 void LazyCopies::on_write(const std::byte* page) noexcept {
   std::vector<std::size_t> found;
   {
-    const std::lock_guard lock(mutex_);  // start() has it while it protects
+    std::unique_lock lock(mutex_);
     found = blocks_in({page, 1});
+    // Its region is protected, but start() has not said so yet: it will at once.
+    changed_.wait(lock, [&] { return found.empty() || blocks_[found[0]].state != State::kPlanned || is_closed_; });
   }
   if (!found.empty()) copy_urgently(found[0]);
   // It may have been over when the message came, or be closed; while somebody copies, the end of that wakes them.
@@ -324,10 +345,11 @@ void LazyCopies::on_lost(std::span<const std::byte> range) noexcept {
   const std::lock_guard lock(mutex_);
   bool is_needed = false;
   for (const std::size_t block : blocks_in(range)) {
-    if (blocks_[block].state != State::kHeld) continue;  // a copy that is being made sees it by itself
+    State& state = blocks_[block].state;
+    if (state != State::kHeld && state != State::kPlanned) continue;  // a copy that is being made sees it by itself
     is_needed = true;
-    blocks_[block].state = State::kOver;
-    --held_;
+    if (state == State::kHeld) --held_;
+    state = State::kOver;
   }
   if (is_needed) fail_locked(memory_is_gone());
 }

@@ -73,16 +73,18 @@ class LazyCopies {
   void close() noexcept;
 
  private:
-  enum class State : std::uint8_t { kHeld, kCopying, kOver };
+  enum class State : std::uint8_t { kPlanned, kHeld, kCopying, kOver };
   struct Block {
     std::span<const std::byte> memory;
     std::size_t index = 0;  ///< among those that start() was given
-    State state = State::kHeld;
+    State state = State::kPlanned;
   };
 
   LazyCopies(MemoryBudget& budget, std::stop_token stop)
       : budget_(budget), stop_(std::move(stop)), forward_(stop_, [this] { end_.request_stop(); }) {}
 
+  void plan(const std::vector<LazyBlock>& blocks, const std::vector<bool>& is_chosen);
+  void end_planning(std::span<const std::byte> region, bool is_held);
   void try_copy_rest() noexcept;
   void copy_rest();
   bool has_rest() const;
@@ -105,7 +107,7 @@ class LazyCopies {
   mutable std::mutex mutex_;
   mutable std::condition_variable_any changed_;
   bool is_closed_ = false;
-  std::vector<Block> blocks_;            ///< in the order of copying
+  std::vector<Block> blocks_;            ///< in the order of copying; start() makes them all
   std::vector<std::size_t> by_address_;  ///< indices of blocks_
   std::size_t next_ = 0;                 ///< blocks before it are not held any more
   std::size_t held_ = 0;

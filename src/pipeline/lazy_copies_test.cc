@@ -305,5 +305,42 @@ TEST(TouchOrder, IsAPermutationThatKeepsTheOrderWithinAKey) {
   }
 }
 
+// While the kernel has an event that nobody takes it protects nothing, and tells so at once (EAGAIN): what takes events
+// must not wait for what protects.
+TEST(LazyCopies, MemoryMayGoWhileTheRestIsProtected) {
+  constexpr std::size_t kRegion = 8 << 12;
+  constexpr std::size_t kRegions = 6000;
+  const Memory memory(kRegion * kRegions);
+  std::vector<std::span<const std::byte>> regions;
+  std::vector<LazyBlock> blocks;
+  for (std::size_t i = 0; i < kRegions; ++i) {
+    regions.push_back(memory.span().subspan(i * kRegion, kRegion));
+    blocks.push_back({.memory = regions[i], .region = i});
+  }
+  MemoryBudget budget(1ULL << 40);
+  std::string why_not;
+  const auto copies = LazyCopies::make(LazyPromise::kProtected, {}, budget, {}, why_not);
+  if (!copies) GTEST_SKIP() << why_not;
+  std::vector<std::jthread> threads;
+  for (std::size_t thread = 0; thread < 5; ++thread) {  // more than take events
+    threads.emplace_back([&, thread] {
+      for (int i = 0; i < 40; ++i) {
+        ::madvise(memory.data() + thread * kRegion, kRegion, MADV_DONTNEED);
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      }
+    });
+  }
+  copies->start(regions, blocks, [](std::size_t, MemoryBudget::Lease, BufferPool::Buffer) {});
+  threads.clear();
+  copies->copy_all();
+  try {
+    copies->wait();
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("given back"));
+  }
+  copies->close();
+}
+
 }  // namespace
 }  // namespace torchsnapshot

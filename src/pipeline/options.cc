@@ -1,13 +1,22 @@
 #include "pipeline/options.h"
 
+#include <algorithm>
 #include <string>
 
+#include "device/cuda_copies.h"
 #include "exec/memory_budget.h"
 
 namespace torchsnapshot {
 
 std::uint64_t budget_or_default(const IoOptions& options) {
   return options.memory_budget_bytes != 0 ? options.memory_budget_bytes : default_memory_budget(1);
+}
+
+std::uint64_t budget_beside_ring(std::uint64_t budget) {
+  const std::uint64_t chunks =
+      std::clamp<std::uint64_t>(budget / 4 / CudaCopies::kChunkBytes, 1, CudaCopies::kMaxChunks);
+  cuda_copies().set_limit(chunks);
+  return budget - std::min(budget / 4, chunks * CudaCopies::kChunkBytes);
 }
 
 void pass_on_notices(Storage& storage, const IoOptions& options) {

@@ -11,7 +11,9 @@
 #include "exec/buffer_pool.h"
 #include "exec/memory_budget.h"
 #include "exec/task_group.h"
+#include "device/cuda_copies.h"
 #include "integrity/block_checksums.h"
+#include "pipeline/device_staging.h"
 #include "pipeline/lazy_copies.h"
 #include "pipeline/options.h"
 #include "plan/blocks.h"
@@ -62,11 +64,13 @@ const ChecksumTable* table_of(const ChecksumStore* checksums, const std::string&
 }
 
 /// Puts the bytes of a piece where they belong.
-void place(const ReadPiece& piece, std::span<const std::byte> bytes) {
+void place(const ReadPiece& piece, std::span<const std::byte> bytes, const std::stop_token& stop) {
   const TensorRead& read = *piece.read;
   const std::uint64_t within_read = piece.range.begin - read.range.begin;
   if (read.view.device == DeviceType::kCpu) {
     scatter(bytes, read.piece_begin + within_read, read.piece_shape, read.region, read.view);
+  } else if (read.view.device == DeviceType::kCuda) {
+    cuda_copies().to_device(bytes, within_read, read.view, stop);
   } else {
     device_copier().to_device(bytes, within_read, read.view);
   }
@@ -107,7 +111,8 @@ class ObjectInFlight {
       const auto bytes = buffer.span().first(block.range.size());
       fetch(block.range.begin, bytes);
       for (const ReadPiece& piece : block.pieces) {
-        place(piece, bytes.subspan(piece.range.begin - block.range.begin, piece.range.size()));
+        place(piece, bytes.subspan(piece.range.begin - block.range.begin, piece.range.size()),
+              stop_);
       }
       end_block();
     } catch (const Error& error) {
@@ -263,8 +268,47 @@ std::vector<std::optional<SharedBytes>> run_blob_reads(const std::vector<BlobRea
   return results;
 }
 
+namespace {
+
+/// Copies to CUDA devices, from the first to the last of a restore: after what the program has queued for its tensors,
+/// and over on the host's side before it goes on, whatever becomes of the restore. So every stream sees them, what
+/// fails is known, and memory that is freed next is not written to.
+class CudaWrites {
+ public:
+  explicit CudaWrites(const ReadPlan& plan) {
+    for (const ObjectRead& object : plan.objects) {
+      for (const TensorRead& read : object.tensors) {
+        if (read.view.device == DeviceType::kCuda) streams_.push_back(read.view.stream);
+      }
+    }
+    if (streams_.empty()) return;
+    finish_device_staging();
+    cuda_copies().order_after(streams_);
+  }
+  CudaWrites(const CudaWrites&) = delete;
+  CudaWrites& operator=(const CudaWrites&) = delete;
+  ~CudaWrites() {
+    try {
+      finish();
+    } catch (const Error&) {  // NOLINT(bugprone-empty-catch): there is another error already
+    }
+  }
+
+  [[nodiscard]] bool any() const noexcept { return !streams_.empty(); }
+  void finish() {
+    if (!streams_.empty()) cuda_copies().wait_to_device(std::exchange(streams_, {}));
+  }
+
+ private:
+  std::vector<DeviceStream> streams_;
+};
+
+}  // namespace
+
 void run_reads(const ReadPlan& plan, const ReadContext& context) {
-  MemoryBudget budget(budget_or_default(context.options));
+  CudaWrites cuda(plan);
+  const std::uint64_t limit = budget_or_default(context.options);
+  MemoryBudget budget(cuda.any() ? budget_beside_ring(limit) : limit);
   ThreadPool threads(std::max<std::size_t>(1, context.options.io_concurrency));
   TaskGroup group(threads, context.options.stop);
   for (const ObjectRead& object : plan.objects) {
@@ -278,6 +322,7 @@ void run_reads(const ReadPlan& plan, const ReadContext& context) {
     }
   }
   group.wait(context.options.poll);
+  cuda.finish();
 }
 
 }  // namespace torchsnapshot

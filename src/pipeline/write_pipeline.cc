@@ -16,6 +16,7 @@
 #include <utility>
 #include <variant>
 
+#include "device/cuda_copies.h"
 #include "integrity/block_checksums.h"
 #include "pipeline/options.h"
 #include "plan/blocks.h"
@@ -42,7 +43,12 @@ const std::byte* plain_memory(const WritePiece& piece) {
   return view.device == DeviceType::kCpu && view.is_contiguous() ? view.data + piece.begin : nullptr;
 }
 
-/// Copies a piece that has no plain memory to `out`.
+bool is_on_cuda(const WritePiece& piece) {
+  const auto* view = std::get_if<TensorView>(&piece.item->source);
+  return view != nullptr && view->device == DeviceType::kCuda;
+}
+
+/// Copies a piece that has no plain memory, and does not come from a CUDA device, to `out`.
 void gather_piece(const WritePiece& piece, std::span<std::byte> out) {
   const auto& view = std::get<TensorView>(piece.item->source);
   if (view.device == DeviceType::kCpu) {
@@ -52,10 +58,28 @@ void gather_piece(const WritePiece& piece, std::span<std::byte> out) {
   }
 }
 
+/// The streams of the plan's tensors on CUDA devices; none without such tensors.
+std::vector<DeviceStream> cuda_streams(const WritePlan& plan) {
+  std::vector<DeviceStream> streams;
+  for (const WriteObject& object : plan.objects) {
+    for (const WriteItem& item : object.items) {
+      const auto* view = std::get_if<TensorView>(&item.source);
+      if (view != nullptr && view->device == DeviceType::kCuda) streams.push_back(view->stream);
+    }
+  }
+  return streams;
+}
+
 /// True for memory that may be looked at later: it stays while the item does.
 bool may_wait(const WriteItem& item) {
   const auto* view = std::get_if<TensorView>(&item.source);
   return view != nullptr && view->owner.use_count() > 0;
+}
+
+/// Whether what a block takes from CUDA devices may be copied later.
+bool may_wait_on_cuda(const WriteBlock& block) {
+  return std::all_of(block.pieces.begin(), block.pieces.end(),
+                     [](const WritePiece& piece) { return !is_on_cuda(piece) || may_wait(*piece.item); });
 }
 
 std::vector<WriteBlock> cut(const WriteObject& object, Staging staging) {
@@ -66,8 +90,10 @@ std::vector<WriteBlock> cut(const WriteObject& object, Staging staging) {
 }
 
 /// Fills `buffer` with the bytes of a block, zeros between the pieces. With `checksums` they are added to it in the
-/// same pass.
-void stage_block(const WriteBlock& block, std::span<std::byte> buffer, ChecksumBuilder* checksums) {
+/// same pass. `from_cuda`: where the bytes from CUDA devices are already, as they lie in the block; empty: they are left
+/// out.
+void stage_block(const WriteBlock& block, std::span<std::byte> buffer, ChecksumBuilder* checksums,
+                 std::span<const std::byte> from_cuda = {}) {
   std::uint64_t at = block.range.begin;
   const auto zero_until = [&](std::uint64_t end) {
     if (end == at) return;
@@ -80,6 +106,11 @@ void stage_block(const WriteBlock& block, std::span<std::byte> buffer, ChecksumB
     zero_until(piece.offset);
     const auto out = buffer.subspan(piece.offset - block.range.begin, piece.size);
     const std::byte* memory = plain_memory(piece);
+    if (is_on_cuda(piece)) {
+      at = piece.offset + piece.size;
+      if (from_cuda.empty()) continue;
+      memory = from_cuda.data() + (piece.offset - block.range.begin);
+    }
     if (memory == nullptr) {
       gather_piece(piece, out);
       if (checksums != nullptr) checksums->add(piece.offset, out);
@@ -157,14 +188,31 @@ class WritePipeline::Object {
       const auto lease = budget.acquire(staged_bytes(), stop);
       const auto buffer = staging_pool().acquire();
       const auto data = buffer.span().first(block.range.size());
-      stage_block(block, data, checksums_ ? &*checksums_ : nullptr);
+      ChecksumBuilder* const checksums = checksums_ ? &*checksums_ : nullptr;
+      if (const auto parts = cuda_parts(block); !parts.empty()) {
+        auto copy = cuda_copies().to_host(parts, stop);
+        stage_block(block, data, checksums, copy.wait());
+      } else {
+        stage_block(block, data, checksums);
+      }
       put(block, data, stop);
     });
   }
 
-  /// Only stages. The checksums come with the write: the caller waits for this, not for that.
-  void stage(const WriteBlock& block, std::span<std::byte> buffer) {
-    with_context(block, [&] { stage_block(block, buffer.first(block.range.size()), nullptr); });
+  /// Only stages. The checksums come with the write: the caller waits for this, not for that. `from_cuda`: see
+  /// stage_block.
+  void stage(const WriteBlock& block, std::span<std::byte> buffer, std::span<const std::byte> from_cuda = {}) {
+    with_context(block, [&] { stage_block(block, buffer.first(block.range.size()), nullptr, from_cuda); });
+  }
+  /// Adds what stage() has left out.
+  static void add_from_cuda(const WriteBlock& block, std::span<std::byte> buffer, std::span<const std::byte> chunk) {
+    if (cuda_parts(block).size() == block.pieces.size()) {
+      stage_block(block, buffer.first(block.range.size()), nullptr, chunk);  // nothing was staged
+      return;
+    }
+    for (const CudaCopies::Part& part : cuda_parts(block)) {
+      std::memcpy(buffer.data() + part.at, chunk.data() + part.at, part.size);
+    }
   }
   void write_staged(const WriteBlock& block, std::span<const std::byte> buffer, const std::stop_token& stop) {
     with_context(block, [&] {
@@ -230,7 +278,8 @@ WritePipeline::WritePipeline(const WritePlan& plan, Storage& storage, const IoOp
       staging_(staging),
       limits_(limits),
       meter_(total_bytes(plan), options_.on_progress),
-      own_budget_(budget_or_default(options)),
+      cuda_streams_(cuda_streams(plan)),
+      own_budget_(cuda_streams_.empty() ? budget_or_default(options) : budget_beside_ring(budget_or_default(options))),
       budget_(staging == Staging::kWhereNeeded ? own_budget_ : shared_budget(own_budget_.limit())),
       threads_(std::max<std::size_t>(1, options.io_concurrency)),
       writes_(threads_, options.stop) {
@@ -241,6 +290,7 @@ WritePipeline::WritePipeline(const WritePlan& plan, Storage& storage, const IoOp
 }
 
 WritePipeline::~WritePipeline() {
+  if (device_) device_->close();
   if (lazy_) lazy_->close();
 }
 
@@ -248,33 +298,53 @@ void WritePipeline::stage() {
   started_ = true;
   // The next take finds this memory warm.
   staging_pool().keep_at_least(std::min(total_bytes(plan_), budget_.limit()) / kStagingBufferBytes + 1);
+  // What the program queues from now on is not what the copies wait for.
+  if (!cuda_streams_.empty()) cuda_copies().order_after(cuda_streams_);
   if (staging_ != Staging::kEverything) begin_lazy_copies();
+  if (staging_ == Staging::kPromised && !cuda_streams_.empty()) plan_device_copies();
   const std::stop_token stop = writes_.stop_token();
-  std::vector<std::pair<std::shared_ptr<Object>, const WriteBlock*>> blocks;
+  BlockList blocks;
+  BlockList from_devices;
   for (const auto& object : objects_) {
     for (const WriteBlock& block : object->blocks()) {
-      if (!later_.contains(&block)) blocks.emplace_back(object, &block);
+      if (later_.contains(&block)) continue;
+      const bool is_from_device =
+          !cuda_streams_.empty() && std::any_of(block.pieces.begin(), block.pieces.end(), is_on_cuda);
+      (is_from_device ? from_devices : blocks).emplace_back(object, &block);
     }
   }
   // With warm memory for all of it, the writes begin behind the copies: the caller waits for these, and the cores are
   // theirs. Once there is no buffer that was used before, writes are what makes some.
-  MemoryBudget::Lease whole = budget_.try_acquire(blocks.size() * Object::staged_bytes());
+  MemoryBudget::Lease whole = budget_.try_acquire((blocks.size() + from_devices.size()) * Object::staged_bytes());
   const bool has_all = whole.bytes() > 0;
   HeldBack writes(writes_, has_all);
   std::mutex mutex;  // of `whole`
+  const auto lease_one = [&](bool may_wait, const std::stop_token& until) {
+    if (!staging_pool().has_free()) writes.let_go();
+    if (has_all) {
+      const std::lock_guard lock(mutex);
+      return whole.split(Object::staged_bytes());
+    }
+    return may_wait ? budget_.acquire(Object::staged_bytes(), until) : budget_.try_acquire(Object::staged_bytes());
+  };
+  std::optional<DeviceStaging> devices;
   // The copies end when a write fails: there is no sense in the rest.
   ThreadPool cores(std::max(1U, std::thread::hardware_concurrency()));
   TaskGroup copies(cores, stop);
+  if (!from_devices.empty()) {
+    devices.emplace(
+        cuda_copies(), device_blocks(from_devices), lease_one,
+        [&](std::size_t i, std::span<const std::byte> chunk, MemoryBudget::Lease lease, BufferPool::Buffer buffer) {
+          const auto& [object, block] = from_devices[i];
+          object->stage(*block, buffer.span(), chunk);
+          writes.run(write_of(object, *block, std::move(lease), std::move(buffer)));
+        },
+        copies.stop_token());
+    for (std::size_t i = devices->useful_threads(); i > 0; --i) copies.run([&] { devices->work(); });
+  }
   for (const auto& [object, block] : blocks) {
     copies.run([&, this, object = object, block = block] {
-      MemoryBudget::Lease lease;
-      if (has_all) {
-        const std::lock_guard lock(mutex);
-        lease = whole.split(Object::staged_bytes());
-      } else {
-        lease = budget_.acquire(Object::staged_bytes(), stop);
-      }
-      if (!staging_pool().has_free()) writes.let_go();
+      MemoryBudget::Lease lease = lease_one(true, stop);
       BufferPool::Buffer buffer = staging_pool().acquire();
       object->stage(*block, buffer.span());
       writes.run(write_of(object, *block, std::move(lease), std::move(buffer)));
@@ -282,6 +352,7 @@ void WritePipeline::stage() {
   }
   try {
     copies.wait(options_.poll);
+    if (devices) devices->wait();
   } catch (const Error& error) {
     // When a write has failed the copies are stopped; its error comes from finish().
     if (error.code() != ErrorCode::kCancelled || options_.stop.stop_requested()) throw;
@@ -290,7 +361,56 @@ void WritePipeline::stage() {
   for (const auto& object : objects_) {
     if (object->blocks().empty()) writes_.run([object, stop] { object->write_empty(stop); });
   }
+  if (device_) device_->run_ahead();
   if (lazy_) lazy_->run_ahead();
+}
+
+std::vector<DeviceStaging::Block> WritePipeline::device_blocks(const BlockList& list) const {
+  std::vector<DeviceStaging::Block> blocks;
+  for (const auto& [object, block] : list) {
+    blocks.push_back({.path = block->pieces.front().item->path, .parts = cuda_parts(*block), .lease = {}, .buffer = {}});
+  }
+  return blocks;
+}
+
+/// Finds the blocks that may be copied from devices later. What they have beside that is copied now.
+void WritePipeline::plan_device_copies() {
+  BlockList list;
+  for (const auto& object : objects_) {
+    for (const WriteBlock& block : object->blocks()) {
+      const auto parts = cuda_parts(block);
+      if (!parts.empty() && may_wait_on_cuda(block)) list.emplace_back(object, &block);
+    }
+  }
+  std::vector<DeviceStaging::Block> blocks = device_blocks(list);
+  BlockList later;
+  std::vector<DeviceStaging::Block> chosen;
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const auto& [object, block] = list[i];
+    if (blocks[i].parts.size() < block->pieces.size()) {
+      MemoryBudget::Lease lease = budget_.try_acquire(Object::staged_bytes());
+      if (lease.bytes() == 0) continue;  // copied at once, as a whole
+      blocks[i].lease = std::move(lease);
+      blocks[i].buffer.emplace(staging_pool().acquire());
+      object->stage(*block, blocks[i].buffer->span());
+    }
+    later.push_back(list[i]);
+    later_.insert(block);
+    chosen.push_back(std::move(blocks[i]));
+  }
+  if (later.empty()) return;
+  device_ = std::make_shared<DeviceStaging>(
+      cuda_copies(), std::move(chosen),
+      [this](bool may_wait, const std::stop_token& stop) {
+        return may_wait ? budget_.acquire(Object::staged_bytes(), stop) : budget_.try_acquire(Object::staged_bytes());
+      },
+      [this, later](std::size_t i, std::span<const std::byte> chunk, MemoryBudget::Lease lease,
+                    BufferPool::Buffer buffer) {
+        const auto& [object, block] = later[i];
+        object->add_from_cuda(*block, buffer.span(), chunk);
+        writes_.run(write_of(object, *block, std::move(lease), std::move(buffer)));
+      },
+      writes_.stop_token());
 }
 
 std::function<void()> WritePipeline::write_of(const std::shared_ptr<Object>& object, const WriteBlock& block,
@@ -358,6 +478,7 @@ void WritePipeline::begin_lazy_copies() {
 }
 
 void WritePipeline::wait_copied() {
+  if (device_) device_->wait();
   if (lazy_) lazy_->wait();
 }
 
@@ -365,6 +486,7 @@ ChecksumTables WritePipeline::finish() {
   if (!started_) start();
   wait_copied();
   writes_.wait(options_.poll);
+  if (device_) device_->close();
   if (lazy_) lazy_->close();
   meter_.finish();
   ChecksumTables tables;
@@ -374,6 +496,7 @@ ChecksumTables WritePipeline::finish() {
 
 void WritePipeline::start() {
   started_ = true;
+  if (!cuda_streams_.empty()) cuda_copies().order_after(cuda_streams_);
   const std::stop_token stop = writes_.stop_token();
   for (const auto& object : objects_) {
     if (object->blocks().empty()) writes_.run([object, stop] { object->write_empty(stop); });

@@ -12,6 +12,7 @@
 #include "exec/task_group.h"
 #include "exec/write_guard.h"
 #include "integrity/checksum_sidecar.h"
+#include "pipeline/device_staging.h"
 #include "pipeline/lazy_copies.h"
 #include "pipeline/progress.h"
 #include "plan/blocks.h"
@@ -26,7 +27,7 @@ enum class Staging : std::uint8_t {
   kWhereNeeded,  ///< only what can't be written from where it lies; the state's memory is read until finish() returns
   kEverything,   ///< all of it, by stage()
   kProtected,    ///< all of it; large tensors later, before somebody writes to them (LazyPromise::kProtected)
-  kPromised,     ///< all of it; large tensors later (LazyPromise::kByCaller)
+  kPromised,     ///< all of it; large tensors, and any on CUDA devices, later (LazyPromise::kByCaller)
 };
 
 /// Writes every object of a plan. On an error the objects may be there in part. The plan and the storage outlive it.
@@ -43,11 +44,14 @@ class WritePipeline {
 
   /// Copies the state into buffers, on all cores, as the memory budget allows; what does not fit waits for writes to
   /// end. When it returns the memory of the plan's items is not looked at any more, but for that of lazy copies: of
-  /// tensors of some MB, contiguous on the CPU, whose views own their memory (an `owner` with a reference count). For
-  /// all but Staging::kWhereNeeded, before finish().
+  /// tensors of some MB, contiguous on the CPU, and with kPromised of any on a CUDA device, whose views own their memory
+  /// (an `owner` with a reference count). For all but Staging::kWhereNeeded, before finish(). By the thread whose
+  /// streams the views on CUDA devices name.
   void stage();
   /// What stage() has left for later; null when there is nothing. It may be used when this is gone.
   [[nodiscard]] std::shared_ptr<LazyCopies> lazy_copies() const noexcept { return lazy_; }
+  /// The same for what is copied from CUDA devices.
+  [[nodiscard]] std::shared_ptr<DeviceStaging> device_staging() const noexcept { return device_; }
   /// Waits until nothing is left for later. Throws when a copy failed.
   void wait_copied();
   /// Waits until every object is written and durable. Returns their checksums; none without IoOptions::checksums.
@@ -57,8 +61,11 @@ class WritePipeline {
 
  private:
   class Object;
+  using BlockList = std::vector<std::pair<std::shared_ptr<Object>, const WriteBlock*>>;
 
   void start();
+  [[nodiscard]] std::vector<DeviceStaging::Block> device_blocks(const BlockList& list) const;
+  void plan_device_copies();
   void begin_lazy_copies();
   /// The task that writes a block that was copied.
   std::function<void()> write_of(const std::shared_ptr<Object>& object, const WriteBlock& block,
@@ -69,6 +76,7 @@ class WritePipeline {
   const Staging staging_;
   const WriteGuard::Limits limits_;
   ProgressMeter meter_;
+  const std::vector<DeviceStream> cuda_streams_;  ///< of the plan's tensors
   MemoryBudget own_budget_;
   MemoryBudget& budget_;  ///< own_budget_, or the one that pending takes share
   std::vector<std::shared_ptr<Object>> objects_;
@@ -76,7 +84,8 @@ class WritePipeline {
   TaskGroup writes_;
   bool started_ = false;
   std::unordered_set<const WriteBlock*> later_;  ///< what stage() does not copy
-  std::shared_ptr<LazyCopies> lazy_;             ///< the last: it uses the others
+  std::shared_ptr<DeviceStaging> device_;
+  std::shared_ptr<LazyCopies> lazy_;  ///< the last two use the others
 };
 
 }  // namespace torchsnapshot

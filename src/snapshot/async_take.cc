@@ -7,10 +7,12 @@
 #include <functional>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <thread>
 #include <utility>
 
+#include "device/cuda_copies.h"
 #include "exec/buffer_pool.h"
 #include "snapshot/internal.h"
 #include "snapshot/take_job.h"
@@ -48,6 +50,7 @@ class PendingSnapshot::Take {
     job_ = std::make_unique<TakeJob>(std::move(storage), app, own, staging_of(options.staging));
     job_->stage();
     lazy_copies_ = std::make_unique<std::shared_ptr<LazyCopies>>(job_->lazy_copies());
+    device_staging_ = std::make_unique<std::shared_ptr<DeviceStaging>>(job_->device_staging());
     job_->stop_polling();
     thread_ = std::make_unique<std::thread>([this] { finish(); });
   }
@@ -58,6 +61,7 @@ class PendingSnapshot::Take {
       static_cast<void>(thread_.release());
       static_cast<void>(job_.release());
       static_cast<void>(lazy_copies_.release());
+      static_cast<void>(device_staging_.release());
       return;
     }
     is_ending_ = true;
@@ -89,9 +93,16 @@ class PendingSnapshot::Take {
     return *snapshot_;
   }
 
-  void wait_staged() const {
+  void wait_staged(std::span<const DeviceStream> streams) const {
     check_process();
     if (lazy_copies_ && *lazy_copies_) (*lazy_copies_)->copy_all();
+    if (!device_staging_ || !*device_staging_) return;
+    if (streams.empty()) {
+      (*device_staging_)->wait_quietly();
+    } else {
+      (*device_staging_)->wait_queued();
+      cuda_copies().order_before(streams);
+    }
   }
 
   void cancel() { stop_.request_stop(); }
@@ -147,6 +158,7 @@ class PendingSnapshot::Take {
   std::function<void(const std::exception_ptr&)> on_end_;
   std::unique_ptr<TakeJob> job_;
   std::unique_ptr<std::shared_ptr<LazyCopies>> lazy_copies_;  ///< not changed by finish()
+  std::unique_ptr<std::shared_ptr<DeviceStaging>> device_staging_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   bool done_ = false;
@@ -174,7 +186,11 @@ Snapshot PendingSnapshot::wait() const {
 }
 
 void PendingSnapshot::wait_staged() const {
-  take_->wait_staged();
+  take_->wait_staged({});
+}
+
+void PendingSnapshot::let_wait_staged(std::span<const DeviceStream> streams) const {
+  take_->wait_staged(streams);
 }
 
 void PendingSnapshot::cancel() const {
@@ -193,6 +209,7 @@ PendingSnapshot Snapshot::async_take(std::shared_ptr<Storage> storage, const App
 
 void release_staging_memory() {
   staging_pool().keep_at_most(kStagingKeep);
+  release_pinned_memory();
 }
 
 }  // namespace torchsnapshot

@@ -33,6 +33,7 @@ class TakeJob {
   void stage();
   /// See WritePipeline.
   [[nodiscard]] std::shared_ptr<LazyCopies> lazy_copies() const noexcept { return pipeline_->lazy_copies(); }
+  [[nodiscard]] std::shared_ptr<DeviceStaging> device_staging() const noexcept { return pipeline_->device_staging(); }
   /// Writes what is left to write, and commits. Returns the metadata; null on other ranks than 0, which don't have it.
   std::shared_ptr<const SnapshotMetadata> finish();
   /// From now on nobody is asked between waits (IoOptions::poll), as the calling thread is another.

@@ -1,4 +1,4 @@
-#include "net/dynamic_library.h"
+#include "core/dynamic_library.h"
 
 #include <dlfcn.h>
 
