@@ -44,9 +44,8 @@ std::shared_ptr<const SnapshotMetadata> Snapshot::metadata(bool verify) const {
     try {
       cache_->metadata = std::make_shared<const SnapshotMetadata>(load_metadata(*storage_, {}, verify));
     } catch (const Error& error) {
-      // What could not be looked at may well be whole.
-      if (error.code() == ErrorCode::kPermissionDenied || error.code() == ErrorCode::kIo ||
-          error.code() == ErrorCode::kCancelled || error.code() == ErrorCode::kNoSpace) {
+      // What may not be looked at may well be whole.
+      if (error.code() == ErrorCode::kPermissionDenied || error.code() == ErrorCode::kCancelled) {
         throw error.with_context("reading " + std::string(kMetadataName) + " of the snapshot");
       }
       // The first sentence is the original's; programs look for it.

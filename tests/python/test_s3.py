@@ -138,7 +138,7 @@ def test_errors_say_what_to_do(server: ObjectServer) -> None:
         Snapshot("s3://bucket/x", storage_options={"endpoint_url": server.url}).restore(make_state())
 
 
-def test_what_can_not_be_looked_at_is_not_called_incomplete(server: ObjectServer) -> None:
+def test_what_may_not_be_looked_at_is_not_called_incomplete(server: ObjectServer) -> None:
     """A job that takes this for "no checkpoint yet" would start from scratch and overwrite one."""
     url, options = place("s3", server)
     Snapshot.take(url, make_state(), storage_options=options)
@@ -150,7 +150,7 @@ def test_what_can_not_be_looked_at_is_not_called_incomplete(server: ObjectServer
         Snapshot(url, storage_options=options).get_manifest()
     server.forbidden = ""
     server.inject("status", method="GET", count=100_000)
-    with pytest.raises(OSError, match=r"reading .snapshot_metadata.*503 SlowDown.*overloaded"):
+    with pytest.raises(RuntimeError, match=r"Failed to read .snapshot_metadata.*503 SlowDown.*overloaded"):
         Snapshot(url, storage_options={**options, "retry_timeout": 0.2}).restore(make_state())
 
 
