@@ -190,13 +190,14 @@ class Awscrt:
 
         self._http, self._s3, self._job = http, s3, job
         self._host = job.endpoint.removeprefix("http://")
+        credentials = auth.AwsCredentialsProvider.new_static(KEY, SECRET)
         bootstrap = io.ClientBootstrap(group := io.EventLoopGroup(0), io.DefaultHostResolver(group))
         self._client = s3.S3Client(
             bootstrap=bootstrap,
             region="us-east-1",
             tls_mode=s3.S3RequestTlsMode.DISABLED,
             part_size=job.part,
-            credential_provider=auth.AwsCredentialsProvider.new_static(KEY, SECRET),
+            signing_config=s3.create_default_s3_signing_config(region="us-east-1", credential_provider=credentials),
             throughput_target_gbps=25,
             memory_limit=1 << 30,
         )

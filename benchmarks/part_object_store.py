@@ -31,7 +31,7 @@ GIB = 1 << 30
 IN_OUR_VENV = ["boto3", "obstore"]
 IN_PEERS_VENV = ["s3fs", "awscrt", "DCP, s3torchconnector"]
 #: Their versions of botocore exclude that of boto3, so they have an environment of their own, with our torch in it.
-PEERS_NEED = ["s3fs", "awscrt", "s3torchconnectorclient"]
+PEERS_NEED = ["s3fs", "awscrt", "s3torchconnectorclient", "tenacity"]
 PEERS_NEED_BARE = ["s3torchconnector"]  # it would bring another torch
 
 #: Raw clients; the best of them is the bar.
@@ -62,6 +62,7 @@ class Server:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout
         self.url = f"http://127.0.0.1:{self._process.stdout.readline().split()[1]}"
+        self._control("set", {"id_end": ""})  # awscrt and s3torchconnector know plain ones only
 
     def _control(self, what: str, content: object) -> Any:
         with urllib.request.urlopen(f"{self.url}/_control/{what}", data=json.dumps(content).encode()) as answer:

@@ -128,6 +128,7 @@ class ObjectServer(HttpServer):
         self.refuse_checksum_headers = False
         self.refuse_multipart = False
         self.refuse_upload_lists = False
+        self.id_end = "+/="  # of upload ids; clients that don't encode what AWS never uses fail by it
         self.refuse_lists = False  # as credentials without permission to list are refused
         self.age = 0.0  # what is written is so many seconds old at once
         self.crc_limit = 256 << 10  # bodies up to this size are checked against x-amz-checksum-crc32c
@@ -330,6 +331,8 @@ class ObjectServer(HttpServer):
         return metadata, {n: headers[n] for n in shown if n in headers}
 
     def _put(self, objects: dict[str, StoredObject], key: str, request: Request) -> Response:
+        if source := request.headers.get("x-amz-copy-source"):
+            return self._copy(objects, key, unquote(source).removeprefix("/"))
         self._check_body(request)
         metadata, headers = self._metadata(request)
         with self.lock:
@@ -337,6 +340,15 @@ class ObjectServer(HttpServer):
             stored = StoredObject([request.body], self._etag(), metadata, headers, self._written())
             objects[key] = stored
         return Response(200, headers={"ETag": stored.etag})
+
+    def _copy(self, objects: dict[str, StoredObject], key: str, source: str) -> Response:
+        bucket, _, source_key = source.partition("/")
+        found = self._find(self.buckets.get(bucket, {}), source_key)
+        stored = StoredObject(found.pieces, self._etag(), found.metadata, found.headers, self._written())
+        with self.lock:
+            objects[key] = stored
+        body = f"<ETag>{escape(stored.etag)}</ETag><LastModified>{_iso(stored.modified)}</LastModified>"
+        return _xml("CopyObjectResult", body, raw=True)
 
     def _written(self) -> float:
         return time.time() - self.age
@@ -436,7 +448,7 @@ class ObjectServer(HttpServer):
     def _start(self, bucket: str, key: str, request: Request) -> Response:
         if self.refuse_multipart:
             raise ApiError(501, "NotImplemented")
-        upload_id = f"upload-{next(self._ids)}+/="
+        upload_id = f"upload-{next(self._ids)}{self.id_end}"
         metadata, headers = self._metadata(request)
         with self.lock:
             self.uploads[upload_id] = Upload(bucket, key, metadata, headers, begun=self._written())
