@@ -93,6 +93,9 @@ class Storage {
   /// How the data of large objects moves, for messages and benchmarks ("io_uring + O_DIRECT"); "" while that isn't
   /// decided, and where there is but one way.
   [[nodiscard]] virtual std::string io_path() const { return ""; }
+  /// The size of the pieces by which large objects move best, at offsets that are multiples of it; 0: any will do. At
+  /// least 1 MiB, and a multiple of 4 KiB.
+  [[nodiscard]] virtual std::uint64_t block_bytes() const noexcept { return 0; }
   /// What is worth telling and no error, such as a fallback that costs speed, since the last call; each once.
   virtual std::vector<std::string> take_notices() { return {}; }
 

@@ -1,5 +1,6 @@
 #include "pipeline/options.h"
 
+#include <algorithm>
 #include <string>
 
 #include "exec/memory_budget.h"
@@ -8,6 +9,14 @@ namespace torchsnapshot {
 
 std::uint64_t budget_or_default(const IoOptions& options) {
   return options.memory_budget_bytes != 0 ? options.memory_budget_bytes : default_memory_budget(1);
+}
+
+BlockSizes block_sizes(const Storage& storage) {
+  BlockSizes sizes;
+  const std::uint64_t wanted = storage.block_bytes();
+  if (wanted >= sizes.min_direct && wanted % kBlockAlignment == 0) sizes.direct = wanted;
+  sizes.staged = std::min(sizes.staged, sizes.direct);
+  return sizes;
 }
 
 void pass_on_notices(Storage& storage, const IoOptions& options) {

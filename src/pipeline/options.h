@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "plan/blocks.h"
 #include "torchsnapshot/io_options.h"
 #include "torchsnapshot/storage.h"
 
@@ -10,6 +11,9 @@ namespace torchsnapshot {
 
 /// The memory budget that `options` asks for.
 std::uint64_t budget_or_default(const IoOptions& options);
+
+/// How blocks are cut for this storage.
+BlockSizes block_sizes(const Storage& storage);
 
 /// Hands what the storage has to tell to the observer.
 void pass_on_notices(Storage& storage, const IoOptions& options);

@@ -21,6 +21,8 @@ class ObjectStore final : public Storage {
       : api_(std::move(api)), settings_(api_->client().settings()), names_(std::make_shared<NamesInWork>()) {}
 
   [[nodiscard]] std::string url() const override { return settings_.url(); }
+  // A part that is one block goes out from where it lies, and each request moves as much as the settings say.
+  [[nodiscard]] std::uint64_t block_bytes() const noexcept override { return settings_.part_bytes; }
 
   std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
     const std::string normal = normalize_location(location);
