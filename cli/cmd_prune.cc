@@ -25,6 +25,17 @@ std::chrono::seconds parse_duration(const std::string& text) {
   throw Error(ErrorCode::kInvalidArgument, "'" + text + "' is no duration: write 90s, 30m, 12h, 1d, 2w or 0");
 }
 
+namespace {
+
+/// "3 objects, 2 unfinished uploads, 1.5 GiB"
+std::string what_of(std::size_t objects, std::size_t unfinished, std::uint64_t bytes) {
+  std::string text = objects > 0 || unfinished == 0 ? count_of(objects, "object") + ", " : "";
+  if (unfinished > 0) text += count_of(unfinished, "unfinished upload") + ", ";
+  return text + format_bytes(bytes);
+}
+
+}  // namespace
+
 int run_prune(const Common& common, const PruneCommandOptions& options) {
   PruneOptions prune_options;
   prune_options.older_than = parse_duration(options.older_than);
@@ -35,12 +46,15 @@ int run_prune(const Common& common, const PruneCommandOptions& options) {
   if (common.json) {
     Json json;
     json.begin_object().member("url", storage->url()).member("dry_run", options.dry_run);
-    json.member("removed_objects", report.removed_objects).member("removed_bytes", report.removed_bytes);
+    json.member("removed_objects", report.removed_objects).member("removed_unfinished", report.removed_unfinished);
+    json.member("removed_bytes", report.removed_bytes).member("notices", report.notices);
     json.key("left_overs").begin_array();
     for (const LeftOver& left_over : report.left_overs) {
       json.begin_object().member("take_id", left_over.take_id).member("dead", left_over.life == TakeLife::kDead);
       json.member("reason", left_over.reason).member("bytes", left_over.bytes);
-      json.member("objects", left_over.locations).end_object();
+      std::vector<std::string> unfinished;
+      for (const UnfinishedObject& object : left_over.unfinished) unfinished.push_back(object.location);
+      json.member("objects", left_over.locations).member("unfinished", unfinished).end_object();
     }
     out << json.end_array().end_object().take();
   } else {
@@ -48,15 +62,16 @@ int run_prune(const Common& common, const PruneCommandOptions& options) {
       const bool dead = left_over.life == TakeLife::kDead;
       const std::string name = left_over.take_id.empty() ? left_over.locations.front() : "take " + left_over.take_id;
       out << (dead ? out.yellow(options.dry_run ? "would remove " : "removed ") : out.green("kept ")) << printable(name)
-          << "  " << count_of(left_over.locations.size(), "object") << ", " << format_bytes(left_over.bytes) << "  "
+          << "  " << what_of(left_over.locations.size(), left_over.unfinished.size(), left_over.bytes) << "  "
           << out.dim(left_over.reason) << "\n";
     }
     if (report.left_overs.empty()) {
       out << "no left-overs\n";
     } else {
-      out << (options.dry_run ? "would remove " : "removed ") << count_of(report.removed_objects, "object") << ", "
-          << format_bytes(report.removed_bytes) << "\n";
+      out << (options.dry_run ? "would remove " : "removed ")
+          << what_of(report.removed_objects, report.removed_unfinished, report.removed_bytes) << "\n";
     }
+    for (const std::string& notice : report.notices) out << out.yellow("note: ") << printable(notice) << "\n";
   }
   out.flush();
   return kFine;

@@ -18,11 +18,13 @@ enum class TakeLife : std::uint8_t {
   kRunning,  ///< its process is there, or something happened lately
 };
 
-/// Objects that the committed metadata does not refer to.
+/// What a take wrote and the committed metadata does not refer to.
 struct LeftOver {
   std::string take_id;                 ///< whose they are; empty for temporary files
   std::vector<std::string> locations;  ///< sorted
-  std::uint64_t bytes = 0;
+  /// Uploads that were begun and not completed, where the storage keeps them apart from objects.
+  std::vector<UnfinishedObject> unfinished;
+  std::uint64_t bytes = 0;  ///< of both
   std::optional<std::chrono::system_clock::time_point> newest;  ///< when something was written last
   TakeLife life = TakeLife::kRunning;
   std::string reason;  ///< for `life`, for people
@@ -38,7 +40,9 @@ struct PruneOptions {
 struct PruneReport {
   std::vector<LeftOver> left_overs;  ///< by take
   std::size_t removed_objects = 0;   ///< or would be
+  std::size_t removed_unfinished = 0;
   std::uint64_t removed_bytes = 0;
+  std::vector<std::string> notices;  ///< what could not be looked at, and why
 };
 
 /// Removes what dead takes left at this place. How a dead take is told from a running one, and why what is committed is

@@ -65,6 +65,16 @@ struct ObjectInfo {
   std::optional<std::chrono::system_clock::time_point> modified;
 };
 
+/// An object whose writing was begun and has not ended, where a backend keeps those apart from its objects: the
+/// multipart upload of an object store, whose parts cost money until it is completed or removed.
+struct UnfinishedObject {
+  std::string location;
+  std::string id;           ///< tells attempts at one location apart; the backend's own
+  std::uint64_t bytes = 0;  ///< that are stored of it
+  /// When it was begun or its last part arrived, by the storage's clock.
+  std::optional<std::chrono::system_clock::time_point> modified;
+};
+
 /// A place with named objects under one root (the snapshot's path). Locations are bytes, relative, with '/'
 /// between components; "a//./b" is "a/b". One that leaves the root is refused with Error(kCorrupt) before
 /// anything else happens. Blocking and thread-safe. Errors are Error, and name root, location and
@@ -83,6 +93,9 @@ class Storage {
   /// How the data of large objects moves, for messages and benchmarks ("io_uring + O_DIRECT"); "" while that isn't
   /// decided, and where there is but one way.
   [[nodiscard]] virtual std::string io_path() const { return ""; }
+  /// The size of the pieces by which large objects move best, at offsets that are multiples of it; 0: any will do. At
+  /// least 1 MiB, and a multiple of 4 KiB.
+  [[nodiscard]] virtual std::uint64_t block_bytes() const noexcept { return 0; }
   /// What is worth telling and no error, such as a fallback that costs speed, since the last call; each once.
   virtual std::vector<std::string> take_notices() { return {}; }
 
@@ -115,6 +128,14 @@ class Storage {
   /// Removes objects (missing ones are no error), and folders that this leaves empty, but not the root. Goes on
   /// after a failure, and throws the first one.
   virtual void remove(std::span<const std::string> locations) = 0;
+
+  /// Unfinished objects whose locations start with `prefix`, sorted by location; those of running writers too. None
+  /// here, and where a backend keeps none apart: list() has what a crash left there. Throws Error(kUnsupported) where
+  /// there may be some, and the backend can't tell.
+  virtual std::vector<UnfinishedObject> list_unfinished(const std::string& prefix);
+  /// Removes what is stored of unfinished objects; a writer that still works on one fails. One that is gone or complete
+  /// is no error, and a complete object stays. Goes on after a failure, and throws the first one.
+  virtual void remove_unfinished(std::span<const UnfinishedObject> objects);
 };
 
 /// Credentials by name, as a program's own code finds them: "access_key_id", "secret_access_key" and "session_token"

@@ -345,9 +345,8 @@ TEST_F(Sources, GoogleOrder) {
   const std::string refused = error_of(ErrorCode::kPermissionDenied, [&] { shown(*google(wrong)); });
   expect_in(refused, {"400 invalid_grant: Bad Request"});
   EXPECT_EQ(refused.find("hush"), std::string::npos);
-  expect_in(error_of(ErrorCode::kUnsupported,
-                     [&] { shown(*google(write("other.json", R"({"type": "external_account"})"))); }),
-            {"external_account", "service_account and authorized_user"});
+  expect_in(error_of(ErrorCode::kUnsupported, [&] { shown(*google(write("other.json", R"({"type": "gdch"})"))); }),
+            {"'gdch'", "service_account, authorized_user, external_account", "callback"});
   expect_in(error_of(ErrorCode::kInvalidArgument,
                      [&] {
                        shown(*google(write("http.json", R"({"type": "authorized_user", "client_id": "i",
@@ -359,6 +358,64 @@ TEST_F(Sources, GoogleOrder) {
   });
   expect_in(bad_key, {"key.json", "no RSA key"});
   EXPECT_EQ(bad_key.find("hush"), std::string::npos);
+}
+
+TEST_F(Sources, GoogleFederation) {
+  const auto google = [&](const std::string& file) { return google_credential_chain(file, environment(), ""); };
+  const auto account = [&](const std::string& source, const std::string& more) {
+    nlohmann::json content{{"type", "external_account"},
+                           {"audience", "//iam.googleapis.com/pool"},
+                           {"subject_token_type", "urn:ietf:params:oauth:token-type:jwt"},
+                           {"token_url", server_->url() + "/exchange"},
+                           {"credential_source", nlohmann::json::parse(source)}};
+    content.update(nlohmann::json::parse(more));
+    return write("federated.json", content.dump());
+  };
+  const std::string file = R"({"file": ")" + write("subject", "subject-token\n") + "\"}";
+  const auto impersonating = [&] {
+    return nlohmann::json{{"service_account_impersonation_url", server_->url() + "/impersonate"}}.dump();
+  };
+  EXPECT_EQ(shown(*google(account(file, "{}"))),
+            "good-token by the identity federation of " + (home_ / "federated.json").native());
+  EXPECT_EQ(server_->count("exchange"), 1);
+  EXPECT_EQ(shown(*google(account(file, impersonating()))).substr(0, 10), "good-token");
+  EXPECT_EQ(server_->count("impersonate"), 1);
+  const std::string url = R"({"url": ")" + server_->url() +
+                          R"(/subject", "headers": {"x-wanted": "yes"},
+                              "format": {"type": "json", "subject_token_field_name": "value"}})";
+  EXPECT_EQ(shown(*google(account(url, "{}"))).substr(0, 10), "good-token");
+  EXPECT_EQ(server_->count("subject"), 1);
+
+  const std::string wrong = R"({"file": ")" + write("wrong", "hush-token") + "\"}";
+  const std::string refused = error_of(ErrorCode::kPermissionDenied, [&] { shown(*google(account(wrong, "{}"))); });
+  expect_in(refused, {"the exchange of", "federated.json", "400 invalid_grant: not that subject"});
+  EXPECT_EQ(refused.find("hush"), std::string::npos);
+  server_->set({{"federated", "another"}, {"bearer", "one more"}});
+  const std::string login = R"({"type": "authorized_user", "client_id": "i", "client_secret": "client-secret",
+                                "refresh_token": "refresh-token", "token_uri": ")" +
+                            server_->url() + "/token\"}";
+  const auto acting = [&](const std::string& source) {
+    return write("acting.json", R"({"type": "impersonated_service_account", "source_credentials": )" + source +
+                                    R"(, "service_account_impersonation_url": ")" + server_->url() + "/impersonate\"}");
+  };
+  EXPECT_EQ(shown(*google(acting(login))), "one more by the service account that " + (home_ / "acting.json").native() +
+                                               " acts as");
+  server_->set({{"federated", "federated-token"}, {"bearer", "good-token"}});
+  expect_in(error_of(ErrorCode::kUnsupported, [&] { shown(*google(acting("{}"))); }), {"acting.json", "type ''"});
+  server_->inject({{"kind", "status"}, {"status", 403}, {"path", "/impersonate"}});
+  expect_in(error_of(ErrorCode::kPermissionDenied, [&] { shown(*google(account(file, impersonating()))); }),
+            {"the service account of", "403"});
+  expect_in(error_of(ErrorCode::kUnsupported, [&] { shown(*google(account(R"({"executable": {}})", "{}"))); }),
+            {"a program", "google.auth"});
+  expect_in(error_of(ErrorCode::kUnsupported,
+                     [&] { shown(*google(account(R"({"environment_id": "aws1", "url": "http://x"})", "{}"))); }),
+            {"'aws1'", "credentials function"});
+  expect_in(error_of(ErrorCode::kPermissionDenied,
+                     [&] { shown(*google(account(R"({"file": "/nowhere/token"})", "{}"))); }),
+            {"/nowhere/token does not exist"});
+  expect_in(error_of(ErrorCode::kInvalidArgument,
+                     [&] { shown(*google(account(file, R"({"token_url": "http://example.com/"})"))); }),
+            {"token_url", "https"});
 }
 
 TEST_F(Sources, ATokenServerThatStumblesIsAskedAgain) {

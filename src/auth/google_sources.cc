@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "auth/google_federation.h"
 #include "net/encoding.h"
 #include "net/rs256.h"
 #include "net/url.h"
@@ -20,15 +21,6 @@ JsonValue parse_answer(const std::string& text, const std::string& what) {
   } catch (const Error& error) {
     throw Error(ErrorCode::kPermissionDenied, what + ": " + error.what());
   }
-}
-
-Credentials token_of(const JsonValue& answer, const std::string& what) {
-  Credentials result;
-  result.bearer = need_field(answer, "access_token", what);
-  if (const auto seconds = answer.field_integer("expires_in")) {
-    result.expires = utc_now() + std::chrono::seconds(std::max<std::int64_t>(*seconds, 0));
-  }
-  return result;
 }
 
 class Chain final : public CredentialSource {
@@ -69,8 +61,25 @@ class Chain final : public CredentialSource {
 
   Credentials from_file(const std::string& text, const std::stop_token& stop) {
     const std::string what = "the Google credentials file " + file_;
-    const JsonValue content = parse_answer(text, what);
+    return from_content(parse_answer(text, what), what, stop);
+  }
+
+  Credentials from_content(const JsonValue& content, const std::string& what, const std::stop_token& stop) {
     const std::string_view type = content.field_text("type");
+    if (type == "external_account") {
+      call("the identity federation of " + file_);
+      return exchange_external_account(content, what, environment_, client_, stop);
+    }
+    if (type == "impersonated_service_account") {
+      const JsonValue* const source = content.field("source_credentials");
+      if (source == nullptr || source->field_text("type") == type) {
+        throw Error(ErrorCode::kPermissionDenied, what + ": it has no source_credentials");
+      }
+      const std::string url = need_field(content, "service_account_impersonation_url", what);
+      const std::string bearer = from_content(*source, what, stop).bearer;
+      call("the service account that " + file_ + " acts as");
+      return impersonate_service_account(url, bearer, content.field("delegates"), what, client_, stop);
+    }
     const std::string_view uri = content.field_text("token_uri");
     TokenRequest request{.method = "POST", .url = uri.empty() ? kTokenUri : std::string(uri)};
     check_token_url(request.url, what + ": token_uri");
@@ -94,11 +103,12 @@ class Chain final : public CredentialSource {
                                    {"client_secret", need_field(content, "client_secret", what)}});
     } else {
       throw Error(ErrorCode::kUnsupported, what + " is of type '" + std::string(type.substr(0, 40)) +
-                                               "'; supported are service_account and authorized_user. For others "
-                                               "give a token or a callback in the storage options");
+                                               "'; supported are service_account, authorized_user, external_account "
+                                               "and impersonated_service_account. For others give a token or a "
+                                               "callback in the storage options");
     }
     request.what = name() + " at " + parse_http_url(request.url, "token_uri").authority;
-    return token_of(parse_answer(client_.ask(request, stop), request.what), request.what);
+    return google_token_of(parse_answer(client_.ask(request, stop), request.what), request.what);
   }
 
   Credentials from_metadata(const std::stop_token& stop) {
@@ -108,7 +118,7 @@ class Chain final : public CredentialSource {
     request.url = "http://" + host + "/computeMetadata/v1/instance/service-accounts/default/token";
     request.headers = {{"Metadata-Flavor", "Google"}};
     try {
-      return token_of(parse_answer(client_.ask(request, stop), request.what), request.what);
+      return google_token_of(parse_answer(client_.ask(request, stop), request.what), request.what);
     } catch (const Error& error) {
       if (error.code() == ErrorCode::kCancelled) throw;
       throw Error(error.code(), std::string("no Google credentials were found: not in the options, "

@@ -20,7 +20,8 @@ std::string make_service_account_jwt(std::string_view email, std::string_view ke
 ///  2. the file that GOOGLE_APPLICATION_CREDENTIALS names
 ///  3. application_default_credentials.json of gcloud (in CLOUDSDK_CONFIG or ~/.config/gcloud)
 ///  4. the metadata server (GCE_METADATA_HOST or metadata.google.internal)
-/// A file is a service account's key or an authorized user's refresh token. The choice is made by the first fetch.
+/// A file is a service account's key, an authorized user's refresh token, or an identity known elsewhere
+/// (google_federation.h). The choice is made by the first fetch.
 std::unique_ptr<CredentialSource> google_credential_chain(std::string credentials_file, Environment environment,
                                                           std::string ca_bundle);
 

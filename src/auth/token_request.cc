@@ -34,6 +34,9 @@ std::string told_by(const std::string& body) {
       const JsonValue root = parse_json(content);
       if (!root.field_text("error").empty())
         return joined(root.field_text("error"), root.field_text("error_description"));
+      if (const JsonValue* const error = root.field("error"); error != nullptr) {
+        return joined(error->field_text("status"), error->field_text("message"));
+      }
       return joined(root.field_text("code"), root.field_text("message"));
     }
   } catch (const Error&) {  // NOLINT(bugprone-empty-catch): then the status has to do

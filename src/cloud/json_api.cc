@@ -135,8 +135,13 @@ class JsonApi final : public ObjectApi {
     }
   }
 
-  std::vector<std::string> list(const std::string& prefix, const std::stop_token& stop) override {
-    std::vector<std::string> keys;
+  // A session can't be listed, and the store forgets it after a week.
+  std::vector<ListedUpload> list_uploads(const std::string&, const std::stop_token&) override { return {}; }
+  std::optional<UploadFacts> upload_facts(const ListedUpload&, const std::stop_token&) override { return std::nullopt; }
+  void remove_upload(const ListedUpload&, const std::stop_token&) override {}
+
+  std::vector<ListedObject> list(const std::string& prefix, std::size_t most, const std::stop_token& stop) override {
+    std::vector<ListedObject> objects;
     std::string token;
     do {
       StoreRequest request = make("ListObjects", "GET", "", bucket_url());
@@ -145,14 +150,17 @@ class JsonApi final : public ObjectApi {
       const JsonValue page = document(request, client_->send_ok(request, stop));
       if (const JsonValue* const items = page.field("items"); items != nullptr) {
         for (const JsonValue& item : items->items) {
-          std::string key(item.field_text("name"));
-          if (key.starts_with(prefix)) keys.push_back(std::move(key));
+          ListedObject object{.key = std::string(item.field_text("name")),
+                              .size = std::nullopt,
+                              .modified = parse_iso_date(item.field_text("updated"))};
+          if (const auto size = item.field_integer("size"); size && *size >= 0) object.size = *size;
+          if (object.key.starts_with(prefix)) objects.push_back(std::move(object));
         }
       }
       const std::string before = std::exchange(token, std::string(page.field_text("nextPageToken")));
       if (!token.empty() && token == before) fail_malformed(request, "the list does not go on");
-    } while (!token.empty());
-    return keys;
+    } while (!token.empty() && objects.size() <= most);
+    return objects;
   }
 
   void remove(const std::string& key, const std::stop_token& stop) override {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cloud/store_client.h"
+#include "net/time_text.h"
 
 namespace torchsnapshot {
 
@@ -31,7 +32,27 @@ struct Upload {
   std::string marker;  ///< a random text kept with the object, by which its writer knows it again
 };
 
-/// Each call is one request (list: several) with its retries. Throws Error that names bucket, key, operation, status,
+/// An object in a listing; what the answer does not tell is absent.
+struct ListedObject {
+  std::string key;
+  std::optional<std::uint64_t> size;
+  std::optional<UtcSeconds> modified;
+};
+
+/// A multipart upload that is under way or was left behind.
+struct ListedUpload {
+  std::string key;
+  std::string id;
+  std::optional<UtcSeconds> begun;
+};
+
+/// What has arrived of an upload.
+struct UploadFacts {
+  std::uint64_t bytes = 0;
+  std::optional<UtcSeconds> newest;  ///< when the last part arrived; nothing when there is none
+};
+
+/// Each call is one request (lists: several) with its retries. Throws Error that names bucket, key, operation, status,
 /// request id and what to do. Thread-safe.
 class ObjectApi {
  public:
@@ -69,8 +90,16 @@ class ObjectApi {
   /// Best effort, within a few seconds.
   virtual void abort_upload(const std::string& key, const Upload& upload) noexcept = 0;
 
-  /// All keys that start with `prefix`, in no particular order.
-  virtual std::vector<std::string> list(const std::string& prefix, const std::stop_token& stop) = 0;
+  /// All uploads that are not complete and whose keys start with `prefix`; none where the protocol forgets them by
+  /// itself. Throws Error(kUnsupported) when the store can't list them.
+  virtual std::vector<ListedUpload> list_uploads(const std::string& prefix, const std::stop_token& stop) = 0;
+  /// Nothing when there is no such upload (any more).
+  virtual std::optional<UploadFacts> upload_facts(const ListedUpload& upload, const std::stop_token& stop) = 0;
+  /// As abort_upload, for one that another process began, and a failure is thrown. A missing one is no error.
+  virtual void remove_upload(const ListedUpload& upload, const std::stop_token& stop) = 0;
+
+  /// Objects whose keys start with `prefix`, in no particular order: all, or more than `most`.
+  virtual std::vector<ListedObject> list(const std::string& prefix, std::size_t most, const std::stop_token& stop) = 0;
   /// A missing object is no error.
   virtual void remove(const std::string& key, const std::stop_token& stop) = 0;
 };

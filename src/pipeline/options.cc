@@ -19,6 +19,14 @@ std::uint64_t budget_beside_ring(std::uint64_t budget) {
   return budget - std::min(budget / 4, chunks * CudaCopies::kChunkBytes);
 }
 
+BlockSizes block_sizes(const Storage& storage) {
+  BlockSizes sizes;
+  const std::uint64_t wanted = storage.block_bytes();
+  if (wanted >= sizes.min_direct && wanted % kBlockAlignment == 0) sizes.direct = wanted;
+  sizes.staged = std::min(sizes.staged, sizes.direct);
+  return sizes;
+}
+
 void pass_on_notices(Storage& storage, const IoOptions& options) {
   if (!options.on_notice) return;
   for (const std::string& notice : storage.take_notices()) options.on_notice(notice);

@@ -91,7 +91,8 @@ class ObjectInFlight {
         stop_(std::move(stop)),
         table_(table_of(context.checksums, object.location)) {
     if (table_ != nullptr) verifier_.emplace(*table_);
-    blocks_ = read_blocks(object, object_bytes(), table_ == nullptr ? 0 : table_->block_bytes, kMaxGapBytes, {});
+    blocks_ = read_blocks(object, object_bytes(), table_ == nullptr ? 0 : table_->block_bytes, kMaxGapBytes,
+                          block_sizes(context.storage));
     remaining_ = blocks_.size();
   }
 

@@ -82,9 +82,9 @@ bool may_wait_on_cuda(const WriteBlock& block) {
                      [](const WritePiece& piece) { return !is_on_cuda(piece) || may_wait(*piece.item); });
 }
 
-std::vector<WriteBlock> cut(const WriteObject& object, Staging staging) {
+std::vector<WriteBlock> cut(const WriteObject& object, Staging staging, const Storage& storage) {
   if (staging == Staging::kWhereNeeded || staging == Staging::kEverything) {
-    return write_blocks(object, BlockSizes{}, staging == Staging::kWhereNeeded);
+    return write_blocks(object, block_sizes(storage), staging == Staging::kWhereNeeded);
   }
   return lazy_write_blocks(object, {.min_direct = kMinLazyBytes}, may_wait);
 }
@@ -170,7 +170,7 @@ MemoryBudget& shared_budget(std::uint64_t limit) {
 class WritePipeline::Object {
  public:
   Object(const WriteObject& object, Storage& storage, const IoOptions& options, Staging staging)
-      : object_(object), storage_(storage), blocks_(cut(object, staging)), remaining_(blocks_.size()) {
+      : object_(object), storage_(storage), blocks_(cut(object, staging, storage)), remaining_(blocks_.size()) {
     if (options.checksums) checksums_.emplace(object.size);
   }
 

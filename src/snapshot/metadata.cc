@@ -44,6 +44,10 @@ std::shared_ptr<const SnapshotMetadata> Snapshot::metadata(bool verify) const {
     try {
       cache_->metadata = std::make_shared<const SnapshotMetadata>(load_metadata(*storage_, {}, verify));
     } catch (const Error& error) {
+      // What may not be looked at may well be whole.
+      if (error.code() == ErrorCode::kPermissionDenied || error.code() == ErrorCode::kCancelled) {
+        throw error.with_context("reading " + std::string(kMetadataName) + " of the snapshot");
+      }
       // The first sentence is the original's; programs look for it.
       throw Error(ErrorCode::kNotASnapshot,
                   "Failed to read " + std::string(kMetadataName) +

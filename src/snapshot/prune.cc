@@ -2,16 +2,16 @@
 //
 // Only names of ours are looked at, because only of those it is known what they mean: "data/TAKE_ID/…",
 // ".torchsnapshot/TAKE_ID/…" and "….tmp-XXXXXXXXXXXXXXXX" at the top or in these folders. Everything else stays.
-//  1. The objects are listed. Then, not before, the metadata is read: a take that commits between the two is seen as
-//     committed, and one that commits later is running (3).
-//  2. A take that the metadata refers to is committed: its objects stay, all of them. Only temporary files and the
-//     markers of a process that did not get to remove them can be left over there.
+//  1. The objects are listed, and then the uploads that were begun and not completed. Then, not before, the metadata is
+//     read: a take that commits between the two is seen as committed, and one that commits later is running (3).
+//  2. A take that the metadata refers to is committed: its objects stay, all of them. Only temporary files, uploads, and
+//     the markers of a process that did not get to remove them can be left over there. Each is judged by itself.
 //  3. Any other take is running or dead. In this order:
 //     a. A marker (take_marker.h) of a process that lives on this machine: running, however old.
 //     b. Markers only of processes that are gone from this machine: dead, however young. None of them can commit.
-//     c. Otherwise its newest object decides: running if it was written less than `older_than` ago, by the storage's
-//        clock. A running take keeps writing; a day without a byte is a dead one.
-//  4. What is dead is removed: data first, its markers last, so that an interrupted prune can be repeated.
+//     c. Otherwise the newest of its objects and parts of uploads decides: running if it was written less than
+//        `older_than` ago, by the storage's clock. A running take keeps writing; a day without a byte is a dead one.
+//  4. What is dead is removed: data and uploads first, its markers last, so that an interrupted prune can be repeated.
 // Nothing here needs a lock or a rename, so it works on object stores as well.
 #include "torchsnapshot/prune.h"
 
@@ -91,6 +91,21 @@ std::vector<ObjectInfo> list_ours(Storage& storage) {
   return objects;
 }
 
+std::vector<UnfinishedObject> list_unfinished(Storage& storage, std::vector<std::string>& notices) {
+  std::vector<UnfinishedObject> unfinished;
+  try {
+    for (const std::string_view prefix : {kSidecarFolder, kDataFolder}) {
+      for (UnfinishedObject& object : storage.list_unfinished(std::string(prefix))) {
+        if (!owner_of(object.location).empty()) unfinished.push_back(std::move(object));
+      }
+    }
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kUnsupported) throw;
+    notices.push_back(std::string("unfinished uploads are not looked for: ") + error.what());
+  }
+  return unfinished;
+}
+
 std::string age_text(std::chrono::seconds age) {
   const auto count = age.count();
   if (count < 120) return std::to_string(count) + " s";
@@ -146,21 +161,36 @@ void judge(LeftOver& left_over, const PruneOptions& options, Clock::time_point n
   left_over.reason = "its process " + gone + " on this machine is gone";
 }
 
-/// What the metadata does not account for, by take; temporary files each by itself.
-std::vector<LeftOver> find_left_overs(const std::vector<ObjectInfo>& objects, const Referred& referred) {
+/// What the metadata does not account for, by take; what is left over of a committed one each by itself.
+std::vector<LeftOver> find_left_overs(const std::vector<ObjectInfo>& objects,
+                                      const std::vector<UnfinishedObject>& unfinished, const Referred& referred) {
   std::map<std::pair<std::string, std::string>, LeftOver> found;  // by take, and location where each stands for itself
+  const auto left_over_of = [&](const std::string& location, bool is_alone) -> LeftOver& {
+    const std::string id(owner_of(location));
+    LeftOver& left_over = found[{id, is_alone || id.empty() ? location : ""}];
+    left_over.take_id = id;
+    return left_over;
+  };
+  const auto is_committed = [&](const std::string& location) {
+    const std::string_view id = owner_of(location);
+    return !id.empty() && referred.take_ids.contains(id);
+  };
+  const auto add = [](LeftOver& left_over, std::uint64_t bytes, const auto& modified) {
+    left_over.bytes += bytes;
+    left_over.newest = std::max(left_over.newest, modified);  // nothing comes before every time
+  };
   for (const ObjectInfo& object : objects) {
     if (referred.locations.contains(object.location)) continue;
-    const std::string id(owner_of(object.location));
-    const bool committed = !id.empty() && referred.take_ids.contains(id);
+    const bool committed = is_committed(object.location);
     if (committed && !is_temporary(object.location) && !is_take_marker(object.location)) continue;
-    LeftOver& left_over = found[{id, committed || id.empty() ? object.location : ""}];
-    left_over.take_id = id;
+    LeftOver& left_over = left_over_of(object.location, committed);
     left_over.locations.push_back(object.location);
-    left_over.bytes += object.size.value_or(0);
-    if (object.modified && (!left_over.newest || *object.modified > *left_over.newest)) {
-      left_over.newest = object.modified;
-    }
+    add(left_over, object.size.value_or(0), object.modified);
+  }
+  for (const UnfinishedObject& object : unfinished) {
+    LeftOver& left_over = left_over_of(object.location, is_committed(object.location));
+    left_over.unfinished.push_back(object);
+    add(left_over, object.bytes, object.modified);
   }
   std::vector<LeftOver> left_overs;
   for (auto& [key, left_over] : found) left_overs.push_back(std::move(left_over));
@@ -199,18 +229,22 @@ std::optional<SnapshotMetadata> metadata_to_remove(Storage& storage, bool force)
 }  // namespace
 
 PruneReport prune(Storage& storage, const PruneOptions& options) {
+  PruneReport report;
   const std::vector<ObjectInfo> objects = list_ours(storage);
+  const std::vector<UnfinishedObject> uploads = list_unfinished(storage, report.notices);
   const auto metadata = metadata_of(storage);
   const auto now = Clock::now();
-  PruneReport report;
-  report.left_overs = find_left_overs(objects, metadata ? referred_by(*metadata) : Referred{});
+  report.left_overs = find_left_overs(objects, uploads, metadata ? referred_by(*metadata) : Referred{});
   std::vector<std::string> data;
+  std::vector<UnfinishedObject> unfinished;
   std::vector<std::string> markers;
   for (LeftOver& left_over : report.left_overs) {
     std::sort(left_over.locations.begin(), left_over.locations.end());
     judge(left_over, options, now, storage);
     if (left_over.life == TakeLife::kRunning) continue;
     report.removed_objects += left_over.locations.size();
+    report.removed_unfinished += left_over.unfinished.size();
+    unfinished.insert(unfinished.end(), left_over.unfinished.begin(), left_over.unfinished.end());
     report.removed_bytes += left_over.bytes;
     for (const std::string& location : left_over.locations) {
       (is_take_marker(location) ? markers : data).push_back(location);
@@ -218,6 +252,7 @@ PruneReport prune(Storage& storage, const PruneOptions& options) {
   }
   if (options.dry_run) return report;
   storage.remove(data);
+  storage.remove_unfinished(unfinished);
   storage.remove(markers);
   return report;
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <exception>
 #include <functional>
+#include <limits>
+#include <tuple>
 #include <utility>
 
 #include "exec/task_group.h"
@@ -19,6 +21,8 @@ class ObjectStore final : public Storage {
       : api_(std::move(api)), settings_(api_->client().settings()), names_(std::make_shared<NamesInWork>()) {}
 
   [[nodiscard]] std::string url() const override { return settings_.url(); }
+  // A part that is one block goes out from where it lies, and each request moves as much as the settings say.
+  [[nodiscard]] std::uint64_t block_bytes() const noexcept override { return settings_.part_bytes; }
 
   std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
     const std::string normal = normalize_location(location);
@@ -59,7 +63,9 @@ class ObjectStore final : public Storage {
       check_stop(stop, "stat", name_of(normal.back()));
     }
     std::vector<std::optional<std::uint64_t>> sizes(locations.size());
+    if (normal.size() > settings_.concurrency) sizes_by_list(normal, sizes, stop);
     for_each(normal.size(), stop, [&](std::size_t i, const std::stop_token& group_stop) {
+      if (sizes[i]) return;
       const auto facts = api_->head(key_of(normal[i]), group_stop);
       if (facts) sizes[i] = facts->size;
     });
@@ -79,37 +85,110 @@ class ObjectStore final : public Storage {
   }
 
   std::vector<std::string> list(const std::string& prefix) override {
-    const std::string root = settings_.prefix.empty() ? "" : settings_.prefix + "/";
-    std::vector<std::string> locations = api_->list(root + prefix, {});
-    for (std::string& key : locations) key.erase(0, root.size());
-    // Consoles of stores make an empty object "x/" for a folder; as a location that would be another object.
-    std::erase_if(locations, [](const std::string& name) { return name.empty() || name.ends_with('/'); });
-    std::sort(locations.begin(), locations.end());
+    std::vector<std::string> locations;
+    for (ObjectInfo& object : list_objects(prefix)) locations.push_back(std::move(object.location));
     return locations;
+  }
+
+  std::vector<ObjectInfo> list_objects(const std::string& prefix) override {
+    std::vector<ObjectInfo> objects;
+    for (ListedObject& object : api_->list(root() + prefix, std::numeric_limits<std::size_t>::max(), {})) {
+      object.key.erase(0, root().size());
+      // Consoles of stores make an empty object "x/" for a folder; as a location that would be another object.
+      if (object.key.empty() || object.key.ends_with('/')) continue;
+      objects.push_back({std::move(object.key), object.size, object.modified});
+    }
+    std::sort(objects.begin(), objects.end(), [](const auto& a, const auto& b) { return a.location < b.location; });
+    return objects;
+  }
+
+  std::vector<UnfinishedObject> list_unfinished(const std::string& prefix) override {
+    const std::vector<ListedUpload> uploads = api_->list_uploads(root() + prefix, {});
+    std::vector<std::optional<UploadFacts>> facts(uploads.size());
+    for_each(uploads.size(), {}, [&](std::size_t i, const std::stop_token& group_stop) {
+      facts[i] = api_->upload_facts(uploads[i], group_stop);
+    });
+    std::vector<UnfinishedObject> objects;
+    for (std::size_t i = 0; i < uploads.size(); ++i) {
+      if (!facts[i]) continue;  // completed or aborted meanwhile
+      objects.push_back({.location = uploads[i].key.substr(root().size()),
+                         .id = uploads[i].id,
+                         .bytes = facts[i]->bytes,
+                         .modified = std::max(facts[i]->newest, uploads[i].begun)});
+    }
+    std::sort(objects.begin(), objects.end(),
+              [](const auto& a, const auto& b) { return std::tie(a.location, a.id) < std::tie(b.location, b.id); });
+    return objects;
+  }
+
+  void remove_unfinished(std::span<const UnfinishedObject> objects) override {
+    for_all(objects.size(), [&](std::size_t i) {
+      api_->remove_upload({.key = root() + objects[i].location, .id = objects[i].id, .begun = {}}, {});
+    });
   }
 
   void remove(std::span<const std::string> locations) override {
     std::vector<std::string> keys;
     keys.reserve(locations.size());
     for (const std::string& location : locations) keys.push_back(key_of(normalize_location(location)));
+    for_all(keys.size(), [&](std::size_t i) {
+      names_->forget(keys[i]);
+      api_->remove(keys[i], {});
+    });
+  }
+
+  std::vector<std::string> take_notices() override {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(notices_, {});
+  }
+
+ private:
+  [[nodiscard]] std::string name_of(const std::string& normal) const { return settings_.url() + "/" + normal; }
+  [[nodiscard]] std::string key_of(const std::string& normal) const {
+    return root() + normal;
+  }
+  [[nodiscard]] std::string root() const { return settings_.prefix.empty() ? "" : settings_.prefix + "/"; }
+
+  /// Fills in what the listing of the folder that all locations lie in tells: a thousand sizes by one request.
+  void sizes_by_list(const std::vector<std::string>& normal, std::vector<std::optional<std::uint64_t>>& sizes,
+                     const std::stop_token& stop) {
+    std::string_view folder = normal.front();
+    for (const std::string& location : normal) {
+      const auto end = std::mismatch(folder.begin(), folder.end(), location.begin(), location.end()).first;
+      folder = folder.substr(0, static_cast<std::size_t>(end - folder.begin()));
+    }
+    folder = folder.substr(0, folder.rfind('/') + 1);  // all of it when there is none
+    std::unordered_map<std::string, std::optional<std::uint64_t>> listed;
+    try {
+      // More would take longer than asking for each, several at once.
+      for (ListedObject& object : api_->list(root() + std::string(folder), 4 * normal.size(), stop)) {
+        listed.emplace(std::move(object.key), object.size);
+      }
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kPermissionDenied) throw;
+      const std::lock_guard lock(mutex_);
+      if (std::exchange(told_of_list_, true)) return;
+      notices_.push_back(std::string("the sizes of objects are asked for one by one: ") + error.what());
+    }
+    for (std::size_t i = 0; i < normal.size(); ++i) {
+      const auto found = listed.find(key_of(normal[i]));
+      if (found != listed.end()) sizes[i] = found->second;
+    }
+  }
+
+  /// As for_each, but goes on after a failure, and throws the first one.
+  void for_all(std::size_t count, const std::function<void(std::size_t)>& work) const {
     std::mutex mutex;
     std::exception_ptr first;
-    for_each(keys.size(), {}, [&](std::size_t i, const std::stop_token&) {
+    for_each(count, {}, [&](std::size_t i, const std::stop_token&) {
       try {
-        names_->forget(keys[i]);
-        api_->remove(keys[i], {});
+        work(i);
       } catch (...) {
         const std::lock_guard lock(mutex);
         if (!first) first = std::current_exception();
       }
     });
     if (first) std::rethrow_exception(first);
-  }
-
- private:
-  [[nodiscard]] std::string name_of(const std::string& normal) const { return settings_.url() + "/" + normal; }
-  [[nodiscard]] std::string key_of(const std::string& normal) const {
-    return settings_.prefix.empty() ? normal : settings_.prefix + "/" + normal;
   }
 
   /// Calls `work` for 0 to count - 1 on several threads.
@@ -130,6 +209,9 @@ class ObjectStore final : public Storage {
   const std::shared_ptr<ObjectApi> api_;
   const StoreSettings& settings_;
   const std::shared_ptr<NamesInWork> names_;
+  std::mutex mutex_;
+  std::vector<std::string> notices_;  // guarded by mutex_
+  bool told_of_list_ = false;         // guarded by mutex_
 };
 
 }  // namespace

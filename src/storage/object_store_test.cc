@@ -141,6 +141,56 @@ TEST(ObjectStore, AsFewRequestsAsCanBe) {
   EXPECT_EQ(server().counts()["requests"], (nlohmann::json{{"GetObject", 1}}));
 }
 
+TEST(ObjectStore, SizesOfManyComeFromAListing) {
+  StoreSettings settings = settings_for(StoreKind::kS3, "sizes");
+  settings.concurrency = 4;
+  const auto storage = store(settings);
+  std::vector<std::string> some;
+  for (std::size_t i = 0; i < 12; ++i) {
+    put(*storage, some.emplace_back("data/take/" + std::to_string(i)), std::string(i, 'x'));
+  }
+  const auto expect_sizes = [&] {
+    const auto sizes = storage->sizes(some, {});
+    for (std::size_t i = 0; i < some.size(); ++i) EXPECT_EQ(sizes[i], i);
+  };
+  server().clear();
+  expect_sizes();
+  EXPECT_EQ(server().counts()["requests"], (nlohmann::json{{"ListObjects", 1}}));
+  some.emplace_back("data/take/missing");
+  expect_error(ErrorCode::kNotFound, {"data/take/missing", "no such object"}, [&] { storage->sizes(some, {}); });
+  some.pop_back();
+  EXPECT_TRUE(storage->take_notices().empty());
+
+  // Credentials that may not list read all the same.
+  server().set({{"refuse_lists", true}});
+  server().clear();
+  expect_sizes();
+  expect_sizes();
+  EXPECT_EQ(server().count("HeadObject"), 24);
+  server().set({{"refuse_lists", false}});
+  const auto notices = storage->take_notices();
+  ASSERT_EQ(notices.size(), 1U);
+  EXPECT_NE(notices[0].find("ListBucket"), std::string::npos) << notices[0];
+
+  // A folder with far more in it than was asked for is not listed to its end.
+  std::vector<std::string> others;
+  for (int i = 0; i < 1100; ++i) others.push_back("data/a/" + std::to_string(i));
+  std::vector<std::jthread> threads;
+  for (std::size_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (std::size_t i = t; i < others.size(); i += 4) storage->publish(others[i], "");
+    });
+  }
+  threads.clear();
+  put(*storage, "data/b", "1");
+  some.emplace_back("data/b");
+  server().clear();
+  const auto sizes = storage->sizes(some, {});
+  EXPECT_EQ(sizes.back(), 1U);
+  EXPECT_EQ(server().count("ListObjects"), 1);
+  EXPECT_EQ(server().count("HeadObject"), 13);
+}
+
 TEST(ObjectStore, FolderMarkersOfConsolesAreNoObjects) {
   const StoreSettings settings = settings_for(StoreKind::kS3, "markers");
   api_of(settings)->put("markers/dir/", {}, false, {});

@@ -3,8 +3,8 @@
 //  2. Every part goes out on the thread that completed it; write() returns when the store has it.
 //  3. finish() names all parts to the store, which makes the object appear at once and whole, and only if there is none
 //     of that name.
-//  4. A writer that goes without finish() aborts the upload, so that its parts cost nothing. A crash leaves them to
-//     the bucket's lifecycle rules.
+//  4. A writer that goes without finish() aborts the upload, so that its parts cost nothing. A crash leaves them
+//     to prune (Storage::list_unfinished) and the bucket's lifecycle rules.
 #include <algorithm>
 #include <cstring>
 #include <map>

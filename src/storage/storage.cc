@@ -27,4 +27,10 @@ std::vector<ObjectInfo> Storage::list_objects(const std::string& prefix) {
   return objects;
 }
 
+std::vector<UnfinishedObject> Storage::list_unfinished(const std::string&) {
+  return {};
+}
+
+void Storage::remove_unfinished(std::span<const UnfinishedObject>) {}
+
 }  // namespace torchsnapshot

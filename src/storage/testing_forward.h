@@ -33,6 +33,12 @@ class ForwardingStorage : public Storage {
   std::vector<std::string> list(const std::string& prefix) override { return inner_->list(prefix); }
   std::vector<ObjectInfo> list_objects(const std::string& prefix) override { return inner_->list_objects(prefix); }
   void remove(std::span<const std::string> locations) override { inner_->remove(locations); }
+  [[nodiscard]] std::uint64_t block_bytes() const noexcept override { return inner_->block_bytes(); }
+  std::vector<std::string> take_notices() override { return inner_->take_notices(); }
+  std::vector<UnfinishedObject> list_unfinished(const std::string& prefix) override {
+    return inner_->list_unfinished(prefix);
+  }
+  void remove_unfinished(std::span<const UnfinishedObject> objects) override { inner_->remove_unfinished(objects); }
 
  protected:
   const std::shared_ptr<Storage> inner_;

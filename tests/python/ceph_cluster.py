@@ -25,9 +25,8 @@ class CephCluster:
     """Runs in a folder; a context manager that ends what it started."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        self.folder = folder
-        self.port = _free_port()
-        self._mon_port = _free_port()
+        self.folder = self._parent = folder
+        self.port = self._mon_port = 0
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def s3_options(self) -> dict[str, Any]:
@@ -39,11 +38,15 @@ class CephCluster:
         }
 
     def __enter__(self) -> CephCluster:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
+        last = 2  # now and then one of its processes gives up at once
+        for attempt in range(last + 1):
+            try:
+                self._start(attempt)
+                return self
+            except BaseException as error:
+                self.close()
+                if not isinstance(error, RuntimeError) or attempt == last:
+                    raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,7 +74,10 @@ class CephCluster:
         self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder))
         log.close()
 
-    def _start(self) -> None:
+    def _start(self, attempt: int) -> None:
+        self.folder = self._parent / str(attempt)
+        self.folder.mkdir()
+        self.port, self._mon_port = _free_port(), _free_port()
         folder, conf = self.folder, str(self.folder / "ceph.conf")
         fsid = "a7f64266-0894-4f1e-a635-d0aeaca0e993"
         (folder / "mon").mkdir()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_support import run, run_json
 from object_stores import KEYS, TOKEN, ObjectServer, make_state, s3_options
 from torchsnapshot import Snapshot
 
@@ -180,15 +181,58 @@ def radosgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
         cluster.__exit__(None, None, None)
 
 
-def test_radosgw(radosgw: dict[str, Any]) -> None:
-    client = boto3.client(
+def client_of(radosgw: dict[str, Any]) -> Any:
+    return boto3.client(
         "s3",
         endpoint_url=radosgw["endpoint_url"],
         region_name="default",
         aws_access_key_id=radosgw["access_key_id"],
         aws_secret_access_key=radosgw["secret_access_key"],
     )
-    client.create_bucket(Bucket="bucket")
+
+
+def test_radosgw(radosgw: dict[str, Any]) -> None:
+    client_of(radosgw).create_bucket(Bucket="bucket")
     round_trip("s3://bucket/run ä+1/x", {**radosgw, "part_size": "5MiB"})
     with pytest.raises(PermissionError, match=r"SignatureDoesNotMatch"):
         Snapshot.take("s3://bucket/y", make_state(), storage_options={**radosgw, "secret_access_key": "wrong"})
+
+
+def test_the_command_on_radosgw(
+    radosgw: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", radosgw["endpoint_url"])
+    monkeypatch.setenv("AWS_REGION", radosgw["region"])
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "credentials").write_text(
+        f"[default]\naws_access_key_id = {radosgw['access_key_id']}\n"
+        f"aws_secret_access_key = {radosgw['secret_access_key']}\n"
+    )
+    client = client_of(radosgw)
+    client.create_bucket(Bucket="command")
+    a, b = "s3://command/ä b/1", "s3://command/ä b/2"
+    Snapshot.take(a, make_state(), storage_options={"part_size": "5MiB"})
+    Snapshot.take(b, make_state(2.0), storage_options={"part_size": "5MiB"})
+    assert {"0/state/big", "0/state/step"} <= {entry["path"] for entry in run_json("ls", a)["entries"]}
+    assert run_json("info", a)["objects_missing"] == 0
+    assert run("cat", b, "state/step").stdout == "2\n"
+    assert run_json("verify", a)["intact"]
+    assert run_json("diff", a, b, status=1)["differences"]
+    # What a process that died would leave: an object, and uploads with and without parts.
+    lost = "ä b/1/data/" + "a" * 32
+    client.put_object(Bucket="command", Key=f"{lost}/0-0", Body=b"left over")
+    for name in ("0-1", "0-2"):
+        upload = client.create_multipart_upload(Bucket="command", Key=f"{lost}/{name}")["UploadId"]
+    client.upload_part(Bucket="command", Key=f"{lost}/0-2", UploadId=upload, PartNumber=1, Body=bytes(5000))
+    client.create_multipart_upload(Bucket="command", Key="ä b/10/data/not-ours")
+    assert run_json("prune", a)["removed_unfinished"] == 0  # too young
+    report = run_json("prune", "--older-than", "0", a)
+    assert (report["removed_objects"], report["removed_unfinished"]) == (1, 2)
+    assert report["removed_bytes"] == 5009
+    left = [upload["Key"] for upload in client.list_multipart_uploads(Bucket="command").get("Uploads", [])]
+    assert left == ["ä b/10/data/not-ours"]
+    assert run_json("verify", a)["intact"]
+    assert run_json("rm", "-y", a)["remaining"] == 0
+    keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="command")["Contents"]]
+    assert keys
+    assert all(key.startswith("ä b/2/") for key in keys)

@@ -134,8 +134,24 @@ def test_errors_say_what_to_do(server: ObjectServer) -> None:
         Snapshot("s3://bucket/x", storage_options={"regoin": "x"}).restore(make_state())
     with pytest.raises(ValueError, match="part_size.*5242880"):
         Snapshot("s3://bucket/x", storage_options={"part_size": 1000}).restore(make_state())
-    with pytest.raises(RuntimeError, match="no AWS credentials were found.*anonymous=true"):
+    with pytest.raises(PermissionError, match="no AWS credentials were found.*anonymous=true"):
         Snapshot("s3://bucket/x", storage_options={"endpoint_url": server.url}).restore(make_state())
+
+
+def test_what_may_not_be_looked_at_is_not_called_incomplete(server: ObjectServer) -> None:
+    """A job that takes this for "no checkpoint yet" would start from scratch and overwrite one."""
+    url, options = place("s3", server)
+    Snapshot.take(url, make_state(), storage_options=options)
+    server.forbidden = ".snapshot_metadata"
+    denied = r"reading .snapshot_metadata.*GetObject s3://bucket/run/1/.*403 AccessDenied.*permission for GetObject"
+    with pytest.raises(PermissionError, match=denied):
+        Snapshot(url, storage_options=options).restore(make_state())
+    with pytest.raises(PermissionError, match=denied):
+        Snapshot(url, storage_options=options).get_manifest()
+    server.forbidden = ""
+    server.inject("status", method="GET", count=100_000)
+    with pytest.raises(RuntimeError, match=r"Failed to read .snapshot_metadata.*503 SlowDown.*overloaded"):
+        Snapshot(url, storage_options={**options, "retry_timeout": 0.2}).restore(make_state())
 
 
 def test_no_secret_in_any_output(server: ObjectServer, caplog: pytest.LogCaptureFixture) -> None:

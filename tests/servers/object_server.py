@@ -76,7 +76,8 @@ class Upload:
     key: str
     metadata: dict[str, str]
     headers: dict[str, str]
-    parts: dict[int, tuple[Buffer, str]] = field(default_factory=dict)
+    parts: dict[int, tuple[Buffer, str, float]] = field(default_factory=dict)  # content, ETag, when it came
+    begun: float = field(default_factory=time.time)
 
 
 def _crc_table() -> list[int]:
@@ -126,6 +127,10 @@ class ObjectServer(HttpServer):
         self.ignore_ranges = False
         self.refuse_checksum_headers = False
         self.refuse_multipart = False
+        self.refuse_upload_lists = False
+        self.id_end = "+/="  # of upload ids; clients that don't encode what AWS never uses fail by it
+        self.refuse_lists = False  # as credentials without permission to list are refused
+        self.age = 0.0  # what is written is so many seconds old at once
         self.crc_limit = 256 << 10  # bodies up to this size are checked against x-amz-checksum-crc32c
         self.last_headers: dict[str, dict[str, str]] = {}  # operation -> headers of its last request
         self.uploads: dict[str, Upload] = {}
@@ -263,8 +268,10 @@ class ObjectServer(HttpServer):
         if not key:
             if method == "GET" and "location" in query:
                 return _xml("LocationConstraint", self.region)
+            if method == "GET" and self.refuse_lists:
+                raise ApiError(403, "AccessDenied", "not authorized to perform: s3:ListBucket")
             if method == "GET" and "uploads" in query:
-                return self._list_uploads(bucket, query.get("prefix", ""))
+                return self._operation("ListMultipartUploads", request, lambda: self._list_uploads(bucket, query))
             if method == "GET":
                 return self._operation("ListObjects", request, lambda: self._list(objects, bucket, query))
             if method == "POST" and "delete" in query:
@@ -278,6 +285,8 @@ class ObjectServer(HttpServer):
             return self._operation("UploadPart", request, lambda: self._put_part(request))
         if method == "POST" and "uploadId" in query:
             return self._operation("CompleteMultipartUpload", request, lambda: self._complete(objects, key, request))
+        if method == "GET" and "uploadId" in query:
+            return self._operation("ListParts", request, lambda: self._list_parts(query))
         if method == "DELETE" and "uploadId" in query:
             return self._operation("AbortMultipartUpload", request, lambda: self._abort(query["uploadId"]))
         if method == "PUT":
@@ -322,13 +331,27 @@ class ObjectServer(HttpServer):
         return metadata, {n: headers[n] for n in shown if n in headers}
 
     def _put(self, objects: dict[str, StoredObject], key: str, request: Request) -> Response:
+        if source := request.headers.get("x-amz-copy-source"):
+            return self._copy(objects, key, unquote(source).removeprefix("/"))
         self._check_body(request)
         metadata, headers = self._metadata(request)
         with self.lock:
             self._check_absent(objects, key, request)
-            stored = StoredObject([request.body], self._etag(), metadata, headers)
+            stored = StoredObject([request.body], self._etag(), metadata, headers, self._written())
             objects[key] = stored
         return Response(200, headers={"ETag": stored.etag})
+
+    def _copy(self, objects: dict[str, StoredObject], key: str, source: str) -> Response:
+        bucket, _, source_key = source.partition("/")
+        found = self._find(self.buckets.get(bucket, {}), source_key)
+        stored = StoredObject(found.pieces, self._etag(), found.metadata, found.headers, self._written())
+        with self.lock:
+            objects[key] = stored
+        body = f"<ETag>{escape(stored.etag)}</ETag><LastModified>{_iso(stored.modified)}</LastModified>"
+        return _xml("CopyObjectResult", body, raw=True)
+
+    def _written(self) -> float:
+        return time.time() - self.age
 
     def _etag(self) -> str:
         return f'"{next(self._ids):032x}"'
@@ -408,9 +431,8 @@ class ObjectServer(HttpServer):
                 folders.add(folder)
                 lines.append(f"<CommonPrefixes><Prefix>{show(folder)}</Prefix></CommonPrefixes>")
             else:
-                when = datetime.fromtimestamp(stored.modified, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
                 lines.append(
-                    f"<Contents><Key>{show(key)}</Key><LastModified>{when}</LastModified>"
+                    f"<Contents><Key>{show(key)}</Key><LastModified>{_iso(stored.modified)}</LastModified>"
                     f"<ETag>{escape(stored.etag)}</ETag><Size>{stored.size}</Size></Contents>"
                 )
         body = f"<Name>{bucket}</Name><Prefix>{show(prefix)}</Prefix><KeyCount>{len(lines)}</KeyCount>"
@@ -426,10 +448,10 @@ class ObjectServer(HttpServer):
     def _start(self, bucket: str, key: str, request: Request) -> Response:
         if self.refuse_multipart:
             raise ApiError(501, "NotImplemented")
-        upload_id = f"upload-{next(self._ids)}+/="
+        upload_id = f"upload-{next(self._ids)}{self.id_end}"
         metadata, headers = self._metadata(request)
         with self.lock:
-            self.uploads[upload_id] = Upload(bucket, key, metadata, headers)
+            self.uploads[upload_id] = Upload(bucket, key, metadata, headers, begun=self._written())
         body = f"<Bucket>{bucket}</Bucket><Key>{escape(key)}</Key><UploadId>{upload_id}</UploadId>"
         return _xml("InitiateMultipartUploadResult", body, raw=True)
 
@@ -447,7 +469,7 @@ class ObjectServer(HttpServer):
             raise ApiError(400, "InvalidArgument", "Part number must be an integer between 1 and 10000")
         self._check_body(request)
         etag = self._etag()
-        upload.parts[number] = (request.body, etag)
+        upload.parts[number] = (request.body, etag, self._written())
         return Response(200, headers={"ETag": etag})
 
     def _complete(self, objects: dict[str, StoredObject], key: str, request: Request) -> Response:
@@ -462,7 +484,7 @@ class ObjectServer(HttpServer):
             raise ApiError(400, "InvalidPartOrder")
         pieces: list[Buffer] = []
         for index, (number, etag) in enumerate(named):
-            body, stored_etag = upload.parts.get(number, (b"", ""))
+            body, stored_etag, _ = upload.parts.get(number, (b"", "", 0.0))
             if stored_etag.strip('"') != etag.strip('"'):
                 raise ApiError(400, "InvalidPart", "One or more of the specified parts could not be found.")
             if index < len(named) - 1 and len(body) < MIN_PART:
@@ -472,7 +494,8 @@ class ObjectServer(HttpServer):
             self._check_absent(objects, key, request)
             if self.uploads.pop(request.query["uploadId"], None) is None:
                 raise ApiError(404, "NoSuchUpload")
-            stored = StoredObject(pieces, self._etag()[:-1] + f'-{len(named)}"', upload.metadata, upload.headers)
+            etag = self._etag()[:-1] + f'-{len(named)}"'
+            stored = StoredObject(pieces, etag, upload.metadata, upload.headers, self._written())
             objects[key] = stored
         return _xml(
             "CompleteMultipartUploadResult", f"<Key>{escape(key)}</Key><ETag>{escape(stored.etag)}</ETag>", raw=True
@@ -484,11 +507,46 @@ class ObjectServer(HttpServer):
             self.uploads.pop(upload_id, None)
         return Response(204)
 
-    def _list_uploads(self, bucket: str, prefix: str) -> Response:
+    def _list_uploads(self, bucket: str, query: dict[str, str]) -> Response:
+        if self.refuse_upload_lists:
+            raise ApiError(501, "NotImplemented")
+        limit = min(int(query.get("max-uploads", 1000)), 1000)
+        by_url = query.get("encoding-type") == "url"
+        show = (lambda text: quote(text, safe="/-_.~")) if by_url else escape
+        after = (query.get("key-marker", ""), query.get("upload-id-marker", ""))
         with self.lock:
-            found = [(i, u) for i, u in self.uploads.items() if u.bucket == bucket and u.key.startswith(prefix)]
-        lines = [f"<Upload><Key>{escape(u.key)}</Key><UploadId>{i}</UploadId></Upload>" for i, u in found]
-        return _xml("ListMultipartUploadsResult", "<IsTruncated>false</IsTruncated>" + "".join(lines), raw=True)
+            found = sorted(
+                (upload.key, upload_id, upload.begun)
+                for upload_id, upload in self.uploads.items()
+                if upload.bucket == bucket
+                and upload.key.startswith(query.get("prefix", ""))
+                and (upload.key, upload_id) > after
+            )
+        truncated = len(found) > limit
+        body = f"<IsTruncated>{str(truncated).lower()}</IsTruncated>"
+        if by_url:
+            body += "<EncodingType>url</EncodingType>"
+        if truncated:
+            key, upload_id, _ = found[limit - 1]
+            body += f"<NextKeyMarker>{show(key)}</NextKeyMarker><NextUploadIdMarker>{upload_id}</NextUploadIdMarker>"
+        for key, upload_id, begun in found[:limit]:
+            body += f"<Upload><Key>{show(key)}</Key><UploadId>{upload_id}</UploadId>"
+            body += f"<Initiated>{_iso(begun)}</Initiated></Upload>"
+        return _xml("ListMultipartUploadsResult", body, raw=True)
+
+    def _list_parts(self, query: dict[str, str]) -> Response:
+        upload = self._upload(query["uploadId"])
+        limit = min(int(query.get("max-parts", 1000)), 1000)
+        after = int(query.get("part-number-marker", 0))
+        parts = [(number, *upload.parts[number]) for number in sorted(upload.parts) if number > after]
+        truncated = len(parts) > limit
+        body = f"<Key>{escape(upload.key)}</Key><IsTruncated>{str(truncated).lower()}</IsTruncated>"
+        if truncated:
+            body += f"<NextPartNumberMarker>{parts[limit - 1][0]}</NextPartNumberMarker>"
+        for number, content, etag, came in parts[:limit]:
+            body += f"<Part><PartNumber>{number}</PartNumber><LastModified>{_iso(came)}</LastModified>"
+            body += f"<ETag>{escape(etag)}</ETag><Size>{len(content)}</Size></Part>"
+        return _xml("ListPartsResult", body, raw=True)
 
     # --- the JSON API of GCS --------------------------------------------------------------------------------------
     def _handle_json(self, request: Request) -> Response:
@@ -539,7 +597,9 @@ class ObjectServer(HttpServer):
             if query.get("ifGenerationMatch") == "0" and key in objects and not self.ignore_conditions:
                 raise ApiError(412, "conditionNotMet", "At least one of the pre-conditions you specified did not hold.")
             generation = next(self._ids)
-            objects[key] = StoredObject([body], self._etag(), metadata, generation=generation)
+            objects[key] = StoredObject(
+                [body], self._etag(), metadata, modified=self._written(), generation=generation
+            )
         return _json(_describe(key, objects[key]))
 
     def _upload_json(self, bucket: str, request: Request) -> Response:
@@ -596,8 +656,13 @@ def _describe(key: str, stored: StoredObject) -> dict[str, object]:
         "size": str(stored.size),
         "generation": str(stored.generation),
         "etag": stored.etag,
+        "updated": _iso(stored.modified),
         "metadata": stored.metadata,
     }
+
+
+def _iso(when: float) -> str:
+    return datetime.fromtimestamp(when, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 def _json(content: object) -> Response:

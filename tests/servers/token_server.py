@@ -34,6 +34,8 @@ class TokenServer(HttpServer):
         self.sso_token = "sso-token"
         self.container_token = "container-token"
         self.refresh_token = "refresh-token"
+        self.subject_token = "subject-token"  # of workload identity federation
+        self.federated = "federated-token"  # what it is exchanged for
         self.rsa_key: list[int] = []  # modulus and exponent of the service account's public key
         self.last_form: dict[str, str] = {}
         super().__init__(port)
@@ -85,6 +87,15 @@ class TokenServer(HttpServer):
             return self._oauth("metadata")
         if path == "/token" and method == "POST":
             return self._grant(request)
+        if path == "/subject":
+            if headers.get("x-wanted") != "yes":
+                return Response(403)
+            self.count("subject")
+            return Response(200, [json.dumps({"value": self.subject_token}).encode()])
+        if path == "/exchange" and method == "POST":
+            return self._exchange(request)
+        if path == "/impersonate" and method == "POST":
+            return self._impersonate(request)
         if path in ("", "/") and method == "POST":
             return self._sts(request)
         return Response(404)
@@ -138,6 +149,34 @@ class TokenServer(HttpServer):
         elif self.rsa_key and self._is_signed(form.get("assertion", "")):
             return self._oauth("jwt")
         return Response(400, [b'{"error": "invalid_grant", "error_description": "Bad Request"}'])
+
+    def _exchange(self, request: Request) -> Response:
+        form = {name: values[0] for name, values in parse_qs(bytes(request.body).decode()).items()}
+        self.last_form = form
+        kind = "urn:ietf:params:oauth:token-type:"
+        wanted = {
+            "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+            "requested_token_type": f"{kind}access_token",
+            "audience": "//iam.googleapis.com/pool",
+            "subject_token_type": f"{kind}jwt",
+            "subject_token": self.subject_token,
+        }
+        if {name: form.get(name) for name in wanted} != wanted:
+            return Response(400, [b'{"error": "invalid_grant", "error_description": "not that subject"}'])
+        if form["scope"].endswith("/devstorage.read_write"):
+            return self._oauth("exchange")
+        self.count("exchange")
+        return Response(200, [json.dumps({"access_token": self.federated, "expires_in": 3600}).encode()])
+
+    def _impersonate(self, request: Request) -> Response:
+        if request.headers.get("authorization") not in (f"Bearer {self.federated}", f"Bearer {self.bearer}"):
+            body = {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "may not act as that account"}}
+            return Response(403, [json.dumps(body).encode()])
+        asked = json.loads(bytes(request.body))
+        if asked["scope"] != ["https://www.googleapis.com/auth/devstorage.read_write"]:
+            return Response(400)
+        self.count("impersonate")
+        return Response(200, [json.dumps({"accessToken": self.bearer, "expireTime": self._expiry()}).encode()])
 
     def _is_signed(self, token: str) -> bool:
         """RS256 by hand: the signature to the power of the exponent ends with the hash of what is signed."""
