@@ -267,6 +267,8 @@ enum class PythonObjects {
   kSkip,   ///< left out of the state, and listed in RestoreReport::skipped
 };
 
+using torchsnapshot::TakeOptions;
+
 struct RestoreOptions {
   IoOptions io = {};
   /// True: a module has to have exactly the saved names, and every key of the app state has to be in the snapshot; else

@@ -124,8 +124,8 @@ struct State {
   ts::AppState app;
 };
 
-torchsnapshot::TakeOptions take_options(const std::shared_ptr<torchsnapshot::Coordinator>& ranks) {
-  torchsnapshot::TakeOptions options;
+ts::TakeOptions take_options(const std::shared_ptr<torchsnapshot::Coordinator>& ranks) {
+  ts::TakeOptions options;
   options.replicated = {"model/**", "optim/**", "big/*"};
   options.coordinator = ranks;
   options.commit_timeout = std::chrono::seconds(60);
