@@ -35,8 +35,17 @@ torch-test: setup  ## the libtorch face, in build/torch: its tests, examples, in
 	@tools/test.sh torch python tests/torch
 	@tests/install/torch.sh build/torch
 
+torch-asan: setup  ## the tests and examples of the libtorch face under AddressSanitizer and UndefinedBehaviorSanitizer
+	@tools/build.sh torch torchsnapshot_package
+	@tools/build.sh torch-asan torch_tests
+	@tools/test.sh torch-asan cpp -R '^torch$$'
+	@tools/test.sh torch-asan python tests/torch
+
 lint: setup-lint  ## style, types, layers, clang-tidy
 	@tools/lint.sh
+
+lint-torch: setup-lint  ## clang-tidy on the libtorch face: some minutes
+	@tools/lint.sh torch
 
 format: setup-lint  ## bring the sources into shape
 	@git ls-files --cached --others --exclude-standard -- '*.cc' '*.h' | xargs -r clang-format -i
@@ -71,4 +80,4 @@ bench: setup-bench  ## measurements against peers and limits (BENCH="few_large s
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist demo-out
 
-.PHONY: help setup setup-lint setup-bench dev release test asan tsan torch-test fuzz lint format stubs install-test wheel-test wheel demo bench clean
+.PHONY: help setup setup-lint setup-bench dev release test asan tsan torch-test torch-asan fuzz lint lint-torch format stubs install-test wheel-test wheel demo bench clean

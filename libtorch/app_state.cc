@@ -58,8 +58,10 @@ class RngAdapter final : public Adapter {
     return state;
   }
 
-  /// As Python's: the first devices that there are here; none where there is no CUDA.
+  /// As Python's: the first devices that there are here; none where there is no CUDA. A rank beyond the saved world
+  /// has none saved, and keeps what it has; the restore's report says so.
   void load_state_dict(const StateDict& state) override {
+    if (!state.contains(kCpu)) return;
     set_state(at::detail::getDefaultCPUGenerator(), state.get<at::Tensor>(kCpu));
     if (!state.contains(kCuda)) return;
     std::int64_t device = 0;

@@ -6,6 +6,7 @@
 
 #include "core/path_codec.h"
 #include "libtorch/archive.h"
+#include "libtorch/shard.h"
 #include "libtorch/tensor_leaf.h"
 #include "libtorch/translate.h"
 #include "torchsnapshot/error.h"
@@ -138,7 +139,7 @@ c10::IValue FromValue::convert_node(const Value& value) {
   if (const auto* truth = value.get_if<bool>()) return *truth;
   if (const auto* text = value.get_if<std::string>()) return *text;
   if (const auto* bytes = value.get_if<Bytes>()) return to_ivalue(*bytes);
-  throw Error(ErrorCode::kInternal, "'" + path() + "' was restored as a sharded tensor");
+  return to_ivalue(from_leaf(*value.get_if<ShardedTensor>()));
 }
 
 /// An encoded tensor, in the memory of its target if that can hold the same value.

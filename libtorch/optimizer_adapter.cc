@@ -68,8 +68,8 @@ class SaveOptions {
   void operator()(const char* name, const std::optional<T>& value) {
     out_.set(name, value ? IValue(*value) : IValue());
   }
-  void python_only(const char* name, IValue standard, Meaning /*meaning*/) {
-    out_.set(name, kept_.contains(name) ? kept_.at(name) : std::move(standard));
+  void python_only(const char* name, const IValue& standard, Meaning /*meaning*/) {
+    out_.set(name, kept_.contains(name) ? kept_.at(name) : standard);
   }
 
  private:
@@ -134,7 +134,7 @@ class LoadOptions {
 
 class SaveState {
  public:
-  explicit SaveState(c10::impl::GenericDict out) : out_(std::move(out)) {}
+  explicit SaveState(const c10::impl::GenericDict& out) : out_(out) {}
   /// Python counts in a float tensor, of double precision when the default dtype has it. Floats end at 2^24.
   void step(std::int64_t value) {
     const bool wide = value > (std::int64_t{1} << 24) || at::get_default_dtype_as_scalartype() == at::kDouble;

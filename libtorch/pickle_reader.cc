@@ -248,7 +248,8 @@ void Reader::reduce() {
   const auto argument = [&arguments](std::size_t i) -> const c10::IValue& { return value_of(*arguments[i]); };
   if (name == "torch._utils._rebuild_tensor_v2") {
     push_tensor(arguments);
-  } else if (name == "torch._utils._rebuild_parameter" && arguments.size() >= 2 && argument(0).isTensor()) {
+  } else if ((name == "torch._utils._rebuild_parameter" && arguments.size() >= 2 && argument(0).isTensor()) ||
+             (name == "torch.Size" && arguments.size() == 1 && argument(0).isTuple())) {
     push_value(argument(0));
   } else if (name == "collections.OrderedDict" && arguments.empty()) {
     push_value(c10::impl::GenericDict(c10::AnyType::get(), c10::AnyType::get()));
@@ -259,8 +260,6 @@ void Reader::reduce() {
     std::string text = argument(0).toStringRef();
     if (arguments.size() == 2 && argument(1).isInt()) text += ":" + std::to_string(argument(1).toInt());
     push_value(c10::Device(text));
-  } else if (name == "torch.Size" && arguments.size() == 1 && argument(0).isTuple()) {
-    push_value(argument(0));
   } else if (name == "_codecs.encode" && arguments.size() == 2 && argument(0).isString() && argument(1).isString() &&
              argument(1).toStringRef() == "latin1") {
     push_value(to_ivalue(Bytes{from_latin1(argument(0).toStringRef())}));

@@ -1,6 +1,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,15 +32,42 @@ auto translating(const std::string& doing, Body body) {
 
 using Items = std::vector<std::pair<std::string, Stateful*>>;
 
-/// The items of `app`, the RNGState first or last.
-Items ordered(const AppState& app, bool rng_first) {
+/// The items of `app`, the RNGState first or last. With several ranks, by key: a state_dict() may wait for other ranks,
+/// and those may have other keys in another order.
+Items ordered(const AppState& app, const Coordinator* ranks, bool rng_first) {
   Items items;
   for (const auto& [key, stateful] : app.items()) items.emplace_back(key, stateful.get());
+  if (ranks != nullptr) std::sort(items.begin(), items.end());
   std::stable_partition(items.begin(), items.end(), [rng_first](const auto& item) {
     const Adapter* adapter = adapter_of(*item.second);
     return (adapter != nullptr && adapter->is_rng()) == rng_first;
   });
   return items;
+}
+
+/// Runs what goes wrong on this rank alone; the others are told by `refuse`, and fail too.
+template <typename Body>
+auto told_to_others(Coordinator* ranks, void (*refuse)(Coordinator&, const Error&), const Body& body) {
+  if (ranks == nullptr) return body();
+  const auto tell = [&](const Error& error) {
+    try {
+      refuse(*ranks, error);
+    } catch (const Error&) {  // this rank throws its own
+      return;
+    }
+  };
+  try {
+    return body();
+  } catch (const Error& error) {
+    tell(error);
+    throw;
+  } catch (const c10::Error& error) {
+    tell(Error(ErrorCode::kInternal, std::string("libtorch: ") + error.what_without_backtrace()));
+    throw;
+  } catch (const std::exception& error) {
+    tell(Error(ErrorCode::kInternal, error.what()));
+    throw;
+  }
 }
 
 /// Sets the generators again when a state_dict() of the user has drawn numbers.
@@ -63,10 +91,10 @@ class RngUnchanged {
 /// What a take saves of an app state. While it is there, and no longer, the generators may have drawn.
 class SavedState {
  public:
-  explicit SavedState(const AppState& app) {
+  SavedState(const AppState& app, const Coordinator* ranks) {
     install_device_copier();
     ToValue to;
-    for (const auto& [key, stateful] : ordered(app, true)) {
+    for (const auto& [key, stateful] : ordered(app, ranks, true)) {
       StateDict state = stateful->state_dict();
       values_.emplace_back(key, to.to_save(key, state));
       const Adapter* adapter = adapter_of(*stateful);
@@ -96,7 +124,7 @@ void check_is_dict(const SavedKey& saved) {
 
 /// Everything that can be said against the restore from the metadata alone, before anything is changed.
 void check(const SnapshotMetadata& metadata, const Items& items, const RestoreOptions& options) {
-  const RankView view(metadata, 0);
+  const RankView view(metadata, options.coordinator ? options.coordinator->rank() : 0);
   std::unordered_map<std::string_view, SavedKey> saved;
   std::vector<std::string> paths;  // what the keys of `saved` point into
   paths.reserve(items.size());
@@ -174,6 +202,19 @@ std::pair<DType, Dims> type_at(const SnapshotMetadata& metadata, const std::stri
   throw Error(ErrorCode::kTypeMismatch, "'" + path + "' is no tensor, but a " + std::string(entry_type_name(*entry)));
 }
 
+/// The storage of a take: of rank 0's URL.
+std::shared_ptr<Storage> open_together(const std::string& url, const TakeOptions& options,
+                                       const StorageOptions& storage_options) {
+  Coordinator* ranks = options.coordinator.get();
+  const std::string agreed = ranks == nullptr ? url : agree_on_url(*ranks, url, options.io.on_notice);
+  return told_to_others(ranks, refuse_take, [&] { return open_storage(agreed, storage_options); });
+}
+
+std::unique_ptr<SavedState> saved_state(const AppState& app, const TakeOptions& options) {
+  Coordinator* ranks = options.coordinator.get();
+  return told_to_others(ranks, refuse_take, [&] { return std::make_unique<SavedState>(app, ranks); });
+}
+
 }  // namespace
 
 Snapshot::Snapshot(const std::string& url, const StorageOptions& storage_options) : core_(url, storage_options) {}
@@ -182,50 +223,54 @@ Snapshot::Snapshot(std::shared_ptr<Storage> storage) : core_(std::move(storage))
 
 Snapshot Snapshot::take(const std::string& url, const AppState& app, const TakeOptions& options,
                         const StorageOptions& storage_options) {
-  return take(open_storage(url, storage_options), app, options);
+  return take(open_together(url, options, storage_options), app, options);
 }
 
 Snapshot Snapshot::take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options) {
   return translating("taking a snapshot", [&] {
-    const SavedState state(app);
-    return Snapshot(torchsnapshot::Snapshot::take(std::move(storage), state.values(), options));
+    const auto state = saved_state(app, options);
+    return Snapshot(torchsnapshot::Snapshot::take(std::move(storage), state->values(), options));
   });
 }
 
 PendingSnapshot Snapshot::async_take(const std::string& url, const AppState& app, const TakeOptions& options,
                                      const StorageOptions& storage_options) {
-  return async_take(open_storage(url, storage_options), app, options);
+  return async_take(open_together(url, options, storage_options), app, options);
 }
 
 PendingSnapshot Snapshot::async_take(std::shared_ptr<Storage> storage, const AppState& app,
                                      const TakeOptions& options) {
   return translating("taking a snapshot", [&] {
-    const SavedState state(app);
-    return PendingSnapshot(torchsnapshot::Snapshot::async_take(std::move(storage), state.values(), options));
+    const auto state = saved_state(app, options);
+    return PendingSnapshot(torchsnapshot::Snapshot::async_take(std::move(storage), state->values(), options));
   });
 }
 
 RestoreReport Snapshot::restore(const AppState& app, const RestoreOptions& options) const {
   install_device_copier();
   return translating("restoring from " + core_.storage()->url(), [&] {
-    const Items items = ordered(app, false);
-    check(*core_.metadata(), items, options);
+    Items items;
     ToValue to;
     FromValue from(to, options.python_objects);
     torchsnapshot::AppState targets;
     torchsnapshot::RestoreOptions core_options;
+    told_to_others(options.coordinator.get(), refuse_restore, [&] {
+      items = ordered(app, options.coordinator.get(), false);
+      check(*core_.metadata(), items, options);
+      for (const auto& [key, stateful] : items) {
+        targets.emplace_back(key, to.to_fill(key, stateful->state_dict()));
+        const Adapter* adapter = adapter_of(*stateful);
+        if (adapter != nullptr && adapter->is_exact()) core_options.exact_keys.push_back(key);
+      }
+    });
     core_options.io = options.io;
     core_options.strict = options.strict;
     core_options.keep_going = options.keep_going;
+    core_options.coordinator = options.coordinator;
     core_options.allocate = allocate;
     core_options.decode = [&from](const std::string& path, const std::string& location, const Value& leaf) {
       return from.decode(path, location, leaf);
     };
-    for (const auto& [key, stateful] : items) {
-      targets.emplace_back(key, to.to_fill(key, stateful->state_dict()));
-      const Adapter* adapter = adapter_of(*stateful);
-      if (adapter != nullptr && adapter->is_exact()) core_options.exact_keys.push_back(key);
-    }
     core_options.on_state = [&](std::size_t index, Value&& state) {
       const auto& [key, stateful] = items[index];
       stateful->load_state_dict(from.convert_state(key, state));
@@ -316,7 +361,7 @@ StateDict Snapshot::read_state(const std::string& key, const ReadOptions& option
   return translating("reading the state of '" + key + "'", [&] {
     const ToValue to;
     FromValue from(to, options.python_objects);
-    return from.convert_state(key, core_.read_state(key, 0, read_options(options, from)));
+    return from.convert_state(key, core_.read_state(key, options.rank, read_options(options, from)));
   });
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "libtorch/archive.h"
+#include "libtorch/shard.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/torch.h"
 
@@ -106,6 +107,11 @@ at::Tensor as_tensor(const c10::IValue& value, std::string_view key) {
 Bytes as_bytes(const c10::IValue& value, std::string_view key) {
   if (!is_bytes(value)) fail(key, "bytes", value);
   return Bytes{bytes_of(value)};
+}
+
+Shard as_shard(const c10::IValue& value, std::string_view key) {
+  if (!is_shard(value)) fail(key, "a shard", value);
+  return shard_of(value);
 }
 
 StateDict as_state_dict(const c10::IValue& value, std::string_view key) {

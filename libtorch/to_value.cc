@@ -7,6 +7,7 @@
 
 #include "core/path_codec.h"
 #include "libtorch/archive.h"
+#include "libtorch/shard.h"
 #include "libtorch/tensor_leaf.h"
 #include "libtorch/translate.h"
 #include "state/flatten.h"
@@ -79,6 +80,7 @@ Value ToValue::convert(const c10::IValue& value, std::size_t depth) {
   if (value.isBool()) return value.toBool();
   if (value.isString()) return value.toStringRef();
   if (is_bytes(value)) return Bytes{bytes_of(value)};
+  if (is_shard(value)) return to_leaf(shard_of(value), path(), purpose_ == Purpose::kFill);
   if (value.isGenericDict()) return convert_dict(value, depth);
   if (value.isList()) {
     List list;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Configures and builds a preset in build/PRESET, with the Python extension except under ThreadSanitizer.
+# Configures and builds a preset in build/PRESET, with the Python extension except for tsan and torch-asan.
 #
 # Usage: tools/build.sh PRESET [TARGET... | --configure-only [CMAKE-ARGUMENT...]]
 set -euo pipefail
@@ -9,10 +9,10 @@ source tools/env.sh
 preset=$1
 shift
 python=ON
-if [[ $preset == tsan ]]; then python=OFF; fi
+if [[ $preset == tsan || $preset == torch-asan ]]; then python=OFF; fi
 # libtorch is that of the wheel in .venv.
 torch=()
-if [[ $preset == torch ]]; then
+if [[ $preset == torch* ]]; then
   torch=("-DCMAKE_PREFIX_PATH=$("$VENV/bin/python" -c 'import torch; print(torch.utils.cmake_prefix_path)')")
 fi
 

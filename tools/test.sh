@@ -24,7 +24,14 @@ fi
 
 if [[ $what != cpp ]]; then
   rm -f "$results"/python*.xml
-  environment=(PYTHONPATH="$PWD/build/$preset/python")
+  environment=(PYTHONPATH="$PWD/build/$preset/python" TORCHSNAPSHOT_TEST_TORCH_BUILD="$PWD/build/$preset")
+  if [[ $preset == torch-asan ]]; then
+    # Only the programs that the tests start are sanitized. torch itself is not: what it keeps is no leak of ours, and
+    # its containers have no marks of what is in use.
+    environment=(PYTHONPATH="$PWD/build/torch/python" TORCHSNAPSHOT_TEST_TORCH_BUILD="$PWD/build/$preset"
+                 ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1:detect_container_overflow=0
+                 UBSAN_OPTIONS="print_stacktrace=1:suppressions=$PWD/tools/sanitizers/ubsan.supp")
+  fi
   if [[ $preset == asan ]]; then
     # The interpreter is not sanitized, so the runtimes have to be there before everything else (libstdc++ too: the
     # hook for exceptions looks for it at the start). What Python and torch keep to the end is no leak of ours.

@@ -1,12 +1,11 @@
 // A service that keeps a table of embeddings, changes rows as requests come in, and takes a snapshot every so many
 // requests. Started again, it goes on with the last one. It needs no torch: the table is plain memory.
 //
-// Usage: embedding_service FOLDER REQUESTS
+// Usage: embedding_service PLACE REQUESTS    PLACE: a folder, s3://bucket/prefix or gs://bucket/prefix
 #include <torchsnapshot/snapshot.h>
 
 #include <cstdint>
 #include <exception>
-#include <filesystem>
 #include <iostream>
 #include <optional>
 #include <string>
@@ -61,10 +60,22 @@ class EmbeddingTable {
   std::int64_t served_ = 0;
 };
 
-void serve(const std::string& folder, std::int64_t requests) {
-  const std::string path = folder + "/table";
+/// True when there is a committed snapshot.
+bool exists(const ts::Snapshot& snapshot) {
+  const std::string name(ts::kMetadataName);
+  try {
+    (void)snapshot.storage()->sizes({&name, 1}, {});
+    return true;
+  } catch (const ts::Error& error) {
+    if (error.code() == ts::ErrorCode::kNotFound) return false;
+    throw;
+  }
+}
+
+void serve(const std::string& place, std::int64_t requests) {
+  const std::string path = place + "/table";
   EmbeddingTable table;
-  if (std::filesystem::exists(path + "/.snapshot_metadata")) table.load(path);
+  if (exists(ts::Snapshot(path))) table.load(path);
   std::cout << "begins after request " << table.served() << "\n";
   std::optional<ts::PendingSnapshot> pending;
   while (table.served() < requests) {
@@ -81,7 +92,7 @@ void serve(const std::string& folder, std::int64_t requests) {
 
 int main(int argc, char** argv) {
   if (argc != 3) {
-    std::cerr << "usage: embedding_service FOLDER REQUESTS\n";
+    std::cerr << "usage: embedding_service PLACE REQUESTS\n";
     return 2;
   }
   try {

@@ -1,6 +1,7 @@
 // Training that survives being killed at any moment: run it again, and it goes on from the last snapshot, bit for bit.
 //
-// Usage: train_resume FOLDER STEPS [KILL_AT]    trains up to STEPS; with KILL_AT it ends there as if killed
+// Usage: train_resume PLACE STEPS [KILL_AT]    trains up to STEPS; with KILL_AT it ends there as if killed
+//        PLACE: a folder, s3://bucket/prefix or gs://bucket/prefix
 #include <torch/torch.h>
 #include <torchsnapshot/torch.h>
 
@@ -15,7 +16,7 @@ namespace {
 
 constexpr std::int64_t kSnapshotEvery = 10;
 
-void train(const std::string& folder, std::int64_t steps, std::int64_t kill_at) {
+void train(const std::string& place, std::int64_t steps, std::int64_t kill_at) {
   torch::manual_seed(1);
   torch::nn::Sequential model(torch::nn::Linear(16, 64), torch::nn::BatchNorm1d(64), torch::nn::ReLU(),
                               torch::nn::Dropout(0.1), torch::nn::Linear(64, 4));
@@ -25,7 +26,7 @@ void train(const std::string& folder, std::int64_t steps, std::int64_t kill_at) 
   ts::AppState app{
       {"model", model}, {"optim", optimizer}, {"sched", scheduler}, {"progress", progress}, {"rng", ts::RNGState()}};
 
-  const std::string path = folder + "/latest";
+  const std::string path = place + "/latest";
   if (const ts::Snapshot latest(path); latest.exists()) {
     latest.restore(app);
     std::cout << "resumed at step " << progress.get<std::int64_t>("step") << "\n";
@@ -51,7 +52,7 @@ void train(const std::string& folder, std::int64_t steps, std::int64_t kill_at) 
 
 int main(int argc, char** argv) {
   if (argc < 3) {
-    std::cerr << "usage: train_resume FOLDER STEPS [KILL_AT]\n";
+    std::cerr << "usage: train_resume PLACE STEPS [KILL_AT]\n";
     return 2;
   }
   try {

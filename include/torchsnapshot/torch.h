@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/core/ivalue.h>
+#include <c10/util/intrusive_ptr.h>
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 #include <torch/optim/optimizer.h>
@@ -16,6 +17,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -25,6 +27,10 @@
 #include <vector>
 
 #include "torchsnapshot/snapshot.h"
+
+namespace c10d {
+class Store;
+}
 
 namespace torchsnapshot::libtorch {
 
@@ -58,7 +64,7 @@ class StateDict {
   [[nodiscard]] auto end() const noexcept { return items_.end(); }
 
   /// The value as a T: bool, an integer or floating type (which takes an integer too), std::string, at::Tensor,
-  /// StateDict, Bytes, or a std::vector of these. Throws Error(kTypeMismatch) that names the key.
+  /// StateDict, Bytes, Shard, or a std::vector of these. Throws Error(kTypeMismatch) that names the key.
   template <typename T>
   [[nodiscard]] T get(std::string_view key) const;
 
@@ -82,6 +88,20 @@ class StateDict {
 
 /// Python's `bytes` as an IValue, which has no type of its own for them.
 c10::IValue to_ivalue(Bytes bytes);
+
+/// This rank's part of a tensor that is divided over the ranks: what DTensor and ShardedTensor are in Python, which
+/// restores it as either, or whole. A restore fills `tensor` with what it covers, however the saved one was divided.
+struct Shard {
+  at::Tensor tensor;
+  std::vector<std::int64_t> shape;    ///< of the whole
+  std::vector<std::int64_t> offsets;  ///< of `tensor` in the whole
+  /// For a take: the ranks that hold the same part with the same content, this one among them, ascending; it is stored
+  /// once. Empty: only this one.
+  std::vector<std::int64_t> replicas = {};
+};
+
+/// A shard as a value of a StateDict.
+c10::IValue to_ivalue(Shard shard);
 
 /// Something with a state. A class of yours need not derive from it: the two functions are enough.
 class Stateful {
@@ -231,11 +251,24 @@ class AppState {
   std::vector<std::pair<std::string, std::shared_ptr<Stateful>>> items_;
 };
 
+/// The ranks of a program that has a c10d::Store in common (TCPStore, FileStore, or a PrefixStore over one), for
+/// TakeOptions::coordinator and RestoreOptions::coordinator. Every rank makes as many over one store, in the same
+/// order; ranks that were started again need another store or prefix. It is used by one take or restore at a time, but
+/// may be handed to the next while an async_take is pending. An exchange waits for the slowest rank for `timeout`
+/// (without one: the store's own); when it fails, all ranks have to make a new coordinator. It keeps the store alive.
+/// When it goes, rank 0 waits, at most for 5 s, until the others have read what it told them, as its process may host
+/// the store. Throws Error(kInvalidArgument), or Error(kIo) when the store fails.
+std::shared_ptr<Coordinator> make_coordinator(c10::intrusive_ptr<c10d::Store> store, std::int64_t rank,
+                                              std::int64_t world_size,
+                                              std::optional<std::chrono::milliseconds> timeout = std::nullopt);
+
 /// What to do with an object of the snapshot that only Python can make: a class, a numpy array, a set.
 enum class PythonObjects {
   kError,  ///< Error(kUnsupported) that names the entry, before anything was changed
   kSkip,   ///< left out of the state, and listed in RestoreReport::skipped
 };
+
+using torchsnapshot::TakeOptions;
 
 struct RestoreOptions {
   IoOptions io = {};
@@ -246,11 +279,16 @@ struct RestoreOptions {
   /// True: damaged bytes are reported (RestoreReport::corrupt) instead of being an error; see the engine's
   /// RestoreOptions.
   bool keep_going = false;
+  /// The ranks that restore together, each what belongs to it (docs/distributed.md). An error of one before any object
+  /// was changed is an error on all. Null: this process alone, as rank 0.
+  std::shared_ptr<Coordinator> coordinator = nullptr;
 };
 
 struct ReadOptions {
   IoOptions io = {};
   PythonObjects python_objects = PythonObjects::kError;
+  /// Of read_state: whose state.
+  std::int64_t rank = 0;
 };
 
 /// What could not be matched one to one. Paths are "key/sub/path".
@@ -268,7 +306,8 @@ class Snapshot {
   explicit Snapshot(std::shared_ptr<Storage> storage);
 
   /// Saves the state of every object in `app` and commits it durably. A snapshot already at that place stays valid
-  /// until the new one commits, and is then removed.
+  /// until the new one commits, and is then removed. With several ranks (TakeOptions::coordinator) every rank calls it;
+  /// rank 0's `url` counts, and state_dict() is called in the order of the keys.
   static Snapshot take(const std::string& url, const AppState& app, const TakeOptions& options = {},
                        const StorageOptions& storage_options = {});
   static Snapshot take(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options = {});
@@ -296,7 +335,7 @@ class Snapshot {
   /// The same into `out`, whose sizes say how much.
   void read_shard_into(const std::string& path, const std::vector<std::int64_t>& offsets, const at::Tensor& out,
                        const ReadOptions& options = {}) const;
-  /// The saved state of one key, as new objects on the CPU.
+  /// The state of one key as rank `options.rank` sees it, as new objects on the CPU.
   [[nodiscard]] StateDict read_state(const std::string& key, const ReadOptions& options = {}) const;
 
   /// True when there is a committed snapshot; whether it can be read is not looked at. Throws when the storage fails.
@@ -347,6 +386,7 @@ double as_double(const c10::IValue& value, std::string_view key);
 std::string as_string(const c10::IValue& value, std::string_view key);
 at::Tensor as_tensor(const c10::IValue& value, std::string_view key);
 Bytes as_bytes(const c10::IValue& value, std::string_view key);
+Shard as_shard(const c10::IValue& value, std::string_view key);
 StateDict as_state_dict(const c10::IValue& value, std::string_view key);
 std::vector<c10::IValue> as_list(const c10::IValue& value, std::string_view key);
 [[noreturn]] void fail_range(std::string_view key);
@@ -372,6 +412,8 @@ T convert(const c10::IValue& value, std::string_view key) {
     return as_tensor(value, key);
   } else if constexpr (std::is_same_v<T, Bytes>) {
     return as_bytes(value, key);
+  } else if constexpr (std::is_same_v<T, Shard>) {
+    return as_shard(value, key);
   } else if constexpr (std::is_same_v<T, StateDict>) {
     return as_state_dict(value, key);
   } else if constexpr (IsVector<T>::value) {
