@@ -79,19 +79,43 @@ bool may_be_committed(Storage& storage, std::string_view text) {
 
 template <typename Step>
 auto TakeJob::step(const Step& step) {
+  std::exception_ptr cause;
   try {
     return step();
-  } catch (const Error& error) {
-    fail(std::current_exception());
-    throw error.with_context("taking a snapshot to " + storage_->url());
   } catch (...) {
-    fail(std::current_exception());
-    throw;
+    cause = cause_of(std::current_exception());
+    fail(cause);
   }
+  try {
+    std::rethrow_exception(cause);
+  } catch (const Error& error) {
+    throw error.with_context("taking a snapshot to " + storage_->url());
+  }
+}
+
+std::exception_ptr TakeJob::cause_of(const std::exception_ptr& error) noexcept {
+  const bool was_stopped = watch_ && watch_->has_seen_failure() && !callers_stop_.stop_requested();
+  watch_.reset();
+  if (!was_stopped) return error;
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& own) {
+    if (own.code() != ErrorCode::kCancelled) return error;  // both have failed
+  } catch (...) {
+    return error;
+  }
+  try {
+    vote_->throw_failure();
+  } catch (...) {
+    return std::current_exception();
+  }
+  return error;
 }
 
 TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options, Staging staging)
     : storage_(std::move(storage)),
+      callers_stop_(options.io.stop),
+      forward_(callers_stop_, [this] { stop_.request_stop(); }),
       io_(options.io),
       on_copied_(options.on_copied),
       metadata_(std::make_shared<SnapshotMetadata>()) {
@@ -99,12 +123,14 @@ TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const Ta
     ranks_ = options.coordinator;
     rank_ = ranks_->rank();
   }
+  io_.stop = stop_.get_token();
   if (publishes()) turn_.emplace(storage_->url());
   step([&] {
     plan(app, options);
     for (const WriteObject& object : plan_.objects) written_.push_back(object.location);
     pipeline_ = std::make_unique<WritePipeline>(plan_, *storage_, io_, staging,
                                                 WriteGuard::Limits{.user_faults = options.lazy_user_faults});
+    if (vote_) watch_ = std::make_unique<FailureWatch>(*vote_, [this] { stop_.request_stop(); });
   });
 }
 
@@ -117,14 +143,23 @@ void TakeJob::plan(const AppState& app, const TakeOptions& options) {
     vote_->set_poll(io_.poll);
     plan_ = std::move(take.plan);
     metadata_->world_size = ranks_->world_size();
-    metadata_->manifest = std::move(take.manifest);
+    parts_ = std::move(take.parts);
+    replicated_ = std::move(take.replicated);
   } else {
     take_id_ = make_take_id();
     plan_ = plan_write(flatten_app(app), plan_options(options, take_id_));
     metadata_->world_size = 1;
     metadata_->manifest = std::move(plan_.manifest);
+    text_ = write_sealed_metadata(*metadata_);
   }
-  if (publishes()) text_ = write_sealed_metadata(*metadata_);
+}
+
+/// With several ranks: the metadata, while they write.
+void TakeJob::merge() {
+  if (!parts_) return;
+  metadata_->manifest = parts_->merge(take_id_, replicated_);
+  parts_.reset();
+  text_ = write_sealed_metadata(*metadata_);
 }
 
 TakeJob::~TakeJob() {
@@ -133,6 +168,7 @@ TakeJob::~TakeJob() {
 
 /// Tells the other ranks, and removes what was written.
 void TakeJob::fail(const std::exception_ptr& error) noexcept {
+  watch_.reset();
   if (vote_) {
     vote_->fail(error, is_over_);
     if (vote_->may_be_committed()) is_over_ = true;
@@ -166,11 +202,13 @@ std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
     pipeline_->wait_copied();
     if (on_copied_) on_copied_();
     if (publishes()) write_object(take_marker_location(take_id_, rank_), make_take_marker(this_process()));
+    merge();
     write_checksums(pipeline_->finish());
     pass_on_notices(*storage_, io_);
     pipeline_.reset();
     plan_ = {};
     storage_->sync();
+    watch_.reset();
     if (vote_) vote_->arrive();
     if (publishes()) return commit();
     vote_->wait_for_verdict(io_.stop);

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "coord/thread_world.h"
@@ -327,6 +328,73 @@ TEST(WorldTake, AFaultOfAnyRankAtAnyCallLeavesTheOldSnapshotOnAllRanks) {
       EXPECT_TRUE(broken == 0 || storage->list("").size() == before.size());
     }
     EXPECT_GT(failures, 20);
+  }
+}
+
+/// Takes a moment for each object, so that a rank is still writing when another has failed.
+class SlowStorage final : public Storage {
+ public:
+  explicit SlowStorage(std::shared_ptr<Storage> inner) : inner_(std::move(inner)) {}
+  [[nodiscard]] int created() const noexcept { return created_; }
+
+  [[nodiscard]] std::string url() const override { return inner_->url(); }
+  std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
+    ++created_;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    return inner_->create(location, size, std::move(stop));
+  }
+  std::unique_ptr<ObjectReader> open(const std::string& location, std::stop_token stop) override {
+    return inner_->open(location, std::move(stop));
+  }
+  std::string read_all(const std::string& location, std::uint64_t limit, std::stop_token stop) override {
+    return inner_->read_all(location, limit, std::move(stop));
+  }
+  std::vector<std::optional<std::uint64_t>> sizes(std::span<const std::string> locations,
+                                                  std::stop_token stop) override {
+    return inner_->sizes(locations, std::move(stop));
+  }
+  void sync() override { inner_->sync(); }
+  void publish(const std::string& location, std::string_view content) override { inner_->publish(location, content); }
+  std::vector<std::string> list(const std::string& prefix) override { return inner_->list(prefix); }
+  void remove(std::span<const std::string> locations) override { inner_->remove(locations); }
+
+ private:
+  std::shared_ptr<Storage> inner_;
+  std::atomic<int> created_{0};
+};
+
+TEST(WorldTake, ARankThatStillWritesEndsWhenAnotherFails) {
+  constexpr int kTensors = 3000;  // a minute, if it wrote them all
+  for (const bool async : {false, true}) {
+    const auto storage = fresh_storage();
+    const auto slow = std::make_shared<SlowStorage>(storage);
+    ThreadWorld world(3);
+    const auto errors = world.run([&](Coordinator& ranks) {
+      std::shared_ptr<Storage> own = storage;
+      if (ranks.rank() == 1) own = std::make_shared<FaultyStorage>(storage, 0);
+      if (ranks.rank() == 2) own = slow;
+      const Tensor tensor({kTensors, 8}, 0);
+      Dict state;
+      const int count = ranks.rank() == 2 ? kTensors : 1;
+      for (int i = 0; i < count; ++i) {
+        state.items.emplace_back("t" + std::to_string(i), narrow(tensor.view(), Box{{i, 0}, {1, 8}}));
+      }
+      TakeOptions options = options_for(ranks);
+      options.batching = false;
+      options.io.io_concurrency = 1;
+      const AppState app{{"s", std::move(state)}};
+      if (async) {
+        Snapshot::async_take(own, app, options).wait();
+      } else {
+        Snapshot::take(own, app, options);
+      }
+    });
+    EXPECT_THAT(errors, Each(HasSubstr("injected")));
+    EXPECT_THAT(errors[2], HasSubstr("rank 1: "));
+    EXPECT_THAT(errors[2], HasSubstr("taking a snapshot to"));
+    EXPECT_LT(slow->created(), kTensors / 2) << "it was told to end";
+    EXPECT_THAT(storage->list(""), IsEmpty());
+    EXPECT_EQ(world.store().size(), 0U);
   }
 }
 
