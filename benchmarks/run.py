@@ -21,13 +21,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
 import part_async
+import part_scale
 import part_single
 import part_sync
 import report
 from client import REPOSITORY
 from context import Options, Part
 
-DEFAULT_PARTS = ["few_large", "llm", "small", "async", "single", "micro"]
+DEFAULT_PARTS = ["few_large", "llm", "small", "async", "single", "scale", "micro"]
 ALL_PARTS: dict[str, Callable[[Options], Part]] = {
     "few_large": lambda options: part_sync.run("few_large", options),
     "llm": lambda options: part_sync.run("llm", options),
@@ -35,6 +36,7 @@ ALL_PARTS: dict[str, Callable[[Options], Part]] = {
     "small": lambda options: part_sync.run("small", options),
     "async": part_async.run,
     "single": part_single.run,
+    "scale": part_scale.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

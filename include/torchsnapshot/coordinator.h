@@ -66,8 +66,8 @@ class Coordinator {
   virtual std::vector<std::string> gather_from(const std::vector<std::int64_t>& senders, const std::string& bytes);
 
   /// What takes remember of their plan, so that the next one over the same coordinator need not exchange it again. The
-  /// engine's own.
-  std::shared_ptr<TakeMemory>& memory() noexcept { return memory_; }
+  /// engine's own. Override it where coordinators are made anew for each take.
+  virtual std::shared_ptr<TakeMemory>& memory() { return memory_; }
 
  private:
   std::shared_ptr<TakeMemory> memory_;

@@ -59,6 +59,7 @@ std::string folder_of(std::string_view take_id) {
 
 class Encoder {
  public:
+  /// `rank`: -1 for none.
   Encoder(std::int64_t rank, std::string_view take_id)
       : rank_(static_cast<std::uint64_t>(rank)), folder_(folder_of(take_id)) {}
 
@@ -202,11 +203,13 @@ class Encoder {
 
 class Decoder {
  public:
-  Decoder(const CompactPart& part, std::int64_t rank, std::string_view take_id)
+  /// `rank`: empty for none.
+  Decoder(const CompactPart& part, std::string rank, std::string_view take_id)
       : form_(part.form),
         places_(part.places),
         values_(part.values),
-        rank_(std::to_string(rank)),
+        rank_(std::move(rank)),
+        prefix_(rank_.empty() ? "" : rank_ + "/"),
         folder_(folder_of(take_id)) {}
 
   void run(Manifest& out) {
@@ -215,7 +218,7 @@ class Decoder {
       if (alike > path_.size()) CompactReader::fail("a path begins like a longer one");
       path_.resize(static_cast<std::size_t>(alike));
       path_ += form_.text();
-      Entry* const entry = out.try_emplace(rank_ + "/" + path_);
+      Entry* const entry = out.try_emplace(prefix_ + path_);
       if (entry == nullptr) CompactReader::fail("a path is there twice");
       read(*entry);
     }
@@ -372,6 +375,7 @@ class Decoder {
   CompactReader places_;
   CompactReader values_;
   const std::string rank_;
+  const std::string prefix_;
   const std::string folder_;
   std::string path_;
   std::vector<std::vector<std::uint64_t>> known_places_;
@@ -387,7 +391,35 @@ CompactPart encode_part(const Manifest& part, std::int64_t rank, std::string_vie
 }
 
 void decode_part(const CompactPart& part, std::int64_t rank, std::string_view take_id, Manifest& out) {
-  Decoder(part, rank, take_id).run(out);
+  Decoder(part, std::to_string(rank), take_id).run(out);
+}
+
+CompactPart encode_entries(ItemPointers items, std::string_view take_id) {
+  Encoder encoder(-1, take_id);
+  for (const Manifest::Item* item : items) encoder.add(item->first, item->second);
+  return encoder.take();
+}
+
+void decode_entries(const CompactPart& part, std::string_view take_id, Manifest& out) {
+  Decoder(part, {}, take_id).run(out);
+}
+
+std::string serialize(const CompactPart& part) {
+  CompactWriter writer;
+  writer.text(part.form);
+  writer.text(part.places);
+  writer.text(part.values);
+  return writer.take();
+}
+
+CompactPart parse_part(std::string_view bytes) {
+  CompactReader reader(bytes);
+  CompactPart part;
+  part.form = reader.text();
+  part.places = reader.text();
+  part.values = reader.text();
+  if (!reader.at_end()) CompactReader::fail("something is left over");
+  return part;
 }
 
 }  // namespace torchsnapshot

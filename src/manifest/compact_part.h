@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -26,5 +27,14 @@ CompactPart encode_part(const Manifest& part, std::int64_t rank, std::string_vie
 /// The inverse: appends to `out`. Throws Error(kCorrupt) for bytes that encode_part does not write (of those, some
 /// are taken: what they say is for validate.h) and for a path that is there already.
 void decode_part(const CompactPart& part, std::int64_t rank, std::string_view take_id, Manifest& out);
+
+/// The same for any entries, with the ranks in their paths.
+using ItemPointers = std::span<const Manifest::Item* const>;
+CompactPart encode_entries(ItemPointers items, std::string_view take_id);
+void decode_entries(const CompactPart& part, std::string_view take_id, Manifest& out);
+
+/// The three one behind the other, and back.
+std::string serialize(const CompactPart& part);
+CompactPart parse_part(std::string_view bytes);
 
 }  // namespace torchsnapshot

@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "manifest/compact_part.h"
@@ -16,10 +18,7 @@ namespace torchsnapshot {
 
 Digest digest_of_bytes(std::string_view bytes) noexcept;
 
-/// A rank's part of the entries, ready to be sent in three ways: whole; only the form; all but the form.
-/// Each parse throws Error(kCorrupt) for what its writer does not write.
-std::string serialize(const CompactPart& part);
-CompactPart parse_part(std::string_view bytes);
+/// All of a part but its form, ready to be sent. The parse throws Error(kCorrupt) for what the other does not write.
 std::string serialize_rest(const CompactPart& part);
 /// The form stays empty.
 CompactPart parse_rest(std::string_view bytes);
@@ -53,16 +52,38 @@ class WorldParts {
     std::string places;
     std::string values;
   };
-  struct Form {
-    Digest digest;
-    std::shared_ptr<const std::string> bytes;
-  };
 
-  std::vector<Form> forms_;
+  std::vector<std::shared_ptr<const std::string>> forms_;
+  std::map<std::pair<std::uint64_t, std::uint64_t>, std::size_t> form_of_;  ///< by digest
   std::vector<Rank> ranks_;
 };
 
-/// Who sends a form of which all ranks have told the digests: for each rank, the first that has the same.
-std::vector<std::size_t> form_senders(const std::vector<Digest>& digests);
+// The way of the parts to rank 0, where there are many ranks: each gives notice of its form; rank 0 calls for one of
+// each form; all send the rest, those that were called their form too; and rank 0 puts them together.
+
+struct PartNotice {
+  static constexpr std::size_t kBytes = 1 + 3 * 8;
+  bool is_well = true;           ///< false: there is an error in place of the rest
+  Digest form;                   ///< of its bytes
+  std::uint64_t rest_bytes = 0;  ///< of serialize_rest, or of the error
+  friend bool operator==(const PartNotice&, const PartNotice&) = default;
+};
+std::string serialize(const PartNotice& notice);
+PartNotice parse_notice(std::string_view bytes);
+
+struct PartCall {
+  std::uint64_t longest_rest = 0;
+  std::vector<std::int64_t> senders;  ///< of forms, ascending; not rank 0; none when a rank is not well
+  friend bool operator==(const PartCall&, const PartCall&) = default;
+};
+/// `notices`: of all ranks, by rank.
+PartCall call_for(const std::vector<PartNotice>& notices);
+std::string serialize(const PartCall& call);
+PartCall parse_call(std::string_view bytes);
+
+/// `mine`: rank 0's. `rests`: of all ranks, by rank. `forms`: of the senders. Throws Error(kCorrupt) where a form is
+/// not what its rank gave notice of.
+WorldParts put_together(const CompactPart& mine, const std::vector<PartNotice>& notices, const PartCall& call,
+                        const std::vector<std::string>& rests, const std::vector<std::string>& forms);
 
 }  // namespace torchsnapshot

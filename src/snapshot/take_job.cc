@@ -20,10 +20,12 @@
 #include <utility>
 
 #include "integrity/checksum_sidecar.h"
+#include "manifest/manifest_index.h"
 #include "manifest/metadata_seal.h"
 #include "pipeline/checksum_store.h"
 #include "pipeline/options.h"
 #include "snapshot/internal.h"
+#include "snapshot/metadata_index.h"
 #include "snapshot/take_marker.h"
 #include "snapshot/take_objects.h"
 #include "snapshot/world_take.h"
@@ -37,8 +39,9 @@ namespace {
 std::vector<std::string> committed_locations(Storage& storage, const IoOptions& io) {
   std::vector<std::string> locations;
   std::unordered_set<std::string> sidecars;
+  std::string index_take;
   try {
-    const SnapshotMetadata old = load_metadata(storage, io.stop, true);
+    const SnapshotMetadata old = load_metadata(storage, io.stop, true, &index_take);
     for (const auto& [path, entry] : old.manifest) {
       for (const std::string_view location : entry_locations(entry)) {
         if (!is_plain_location(location)) continue;
@@ -55,6 +58,7 @@ std::vector<std::string> committed_locations(Storage& storage, const IoOptions& 
     }
   }
   locations.insert(locations.end(), sidecars.begin(), sidecars.end());
+  if (!index_take.empty()) locations.push_back(index_location(index_take));
   return locations;
 }
 
@@ -124,6 +128,7 @@ TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const Ta
     rank_ = ranks_->rank();
   }
   io_.stop = stop_.get_token();
+  index_entries_ = options.index_entries;
   if (publishes()) turn_.emplace(storage_->url());
   step([&] {
     plan(app, options);
@@ -150,7 +155,17 @@ void TakeJob::plan(const AppState& app, const TakeOptions& options) {
     plan_ = plan_write(flatten_app(app), plan_options(options, take_id_));
     metadata_->world_size = 1;
     metadata_->manifest = std::move(plan_.manifest);
-    text_ = write_sealed_metadata(*metadata_);
+    seal_metadata();
+  }
+}
+
+void TakeJob::seal_metadata() {
+  const bool has_index = metadata_->manifest.size() >= index_entries_;
+  text_ = write_sealed_metadata(*metadata_, has_index ? take_id_ : std::string());
+  if (text_.size() > kMaxMetadataBytes) {
+    throw Error(ErrorCode::kUnsupported, "the metadata of " + std::to_string(metadata_->manifest.size()) +
+                                             " entries takes more than " + std::to_string(kMaxMetadataBytes >> 30) +
+                                             " GiB, which can't be read again");
   }
 }
 
@@ -159,7 +174,7 @@ void TakeJob::merge() {
   if (!parts_) return;
   metadata_->manifest = parts_->merge(take_id_, replicated_);
   parts_.reset();
-  text_ = write_sealed_metadata(*metadata_);
+  seal_metadata();
 }
 
 TakeJob::~TakeJob() {
@@ -182,9 +197,13 @@ void TakeJob::clean_up() noexcept {
   try {
     if (ranks_ && publishes() && !take_id_.empty()) {
       // What ranks that are dead have left, too. Those that live remove their own, now or when they learn of the end.
-      for (const char* folder : {"data/", ".torchsnapshot/"}) {
-        const auto found = storage_->list(folder + take_id_ + "/");
-        written_.insert(written_.end(), found.begin(), found.end());
+      try {
+        for (const char* folder : {"data/", ".torchsnapshot/"}) {
+          const auto found = storage_->list(folder + take_id_ + "/");
+          written_.insert(written_.end(), found.begin(), found.end());
+        }
+      } catch (const Error& error) {  // a storage that can't list, as plugins: at least what this rank has written
+        if (io_.on_notice) io_.on_notice(std::string("what dead ranks have left can't be found: ") + error.what());
       }
     }
     remove_quietly(*storage_, written_, io_);
@@ -204,6 +223,7 @@ std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
     if (publishes()) write_object(take_marker_location(take_id_, rank_), make_take_marker(this_process()));
     merge();
     write_checksums(pipeline_->finish());
+    write_metadata_index();
     pass_on_notices(*storage_, io_);
     pipeline_.reset();
     plan_ = {};
@@ -244,6 +264,13 @@ std::vector<std::string> TakeJob::commit() {
 void TakeJob::write_checksums(const ChecksumTables& tables) {
   if (tables.empty()) return;
   write_object(checksum_location(take_id_, rank_), serialize_checksums(tables));
+}
+
+/// Before the metadata, which names it.
+void TakeJob::write_metadata_index() {
+  const auto seal = seal_of(std::string_view(text_).substr(0, kSealHeadBytes));
+  if (!seal || seal->index_take.empty()) return;
+  write_object(index_location(take_id_), write_index(*metadata_, take_id_, {text_.size(), seal->crc}));
 }
 
 void TakeJob::write_object(const std::string& location, std::string_view content) {

@@ -57,7 +57,9 @@ class TakeJob {
   /// `error`, or that of another rank if it was the cause.
   [[nodiscard]] std::exception_ptr cause_of(const std::exception_ptr& error) noexcept;
   void write_checksums(const ChecksumTables& tables);
+  void write_metadata_index();
   void write_object(const std::string& location, std::string_view content);
+  void seal_metadata();
   void publish();
   void clean_up() noexcept;
 
@@ -75,6 +77,7 @@ class TakeJob {
   std::vector<ReplicatedLeaf> replicated_;   ///< for parts_
   std::shared_ptr<SnapshotMetadata> metadata_;
   std::string text_;                  ///< of the metadata
+  std::uint64_t index_entries_ = 0;   ///< metadata of so many has an index
   std::vector<std::string> written_;  ///< removed again if the take fails
   bool is_over_ = false;              ///< committed, perhaps
   std::optional<CommitTurn> turn_;    ///< of the one that publishes

@@ -182,60 +182,6 @@ std::vector<bool> agree_on_groups(Coordinator& ranks, const Greeting& all, const
 constexpr char kEntries = 'M';
 constexpr char kFailure = 'E';
 
-/// What a rank says of its entries in a world of many: whether there are some, their form's digest, and their size
-/// without it (or the size of the error).
-struct Announcement {
-  static constexpr std::size_t kBytes = 1 + 3 * 8;
-  bool is_well = true;
-  Digest form;
-  std::uint64_t rest_bytes = 0;
-};
-
-void put_word(std::string& out, std::uint64_t word) {
-  for (int i = 0; i < 8; ++i) out += static_cast<char>((word >> (8 * i)) & 0xFFU);
-}
-
-std::uint64_t get_word(std::string_view bytes, std::size_t at) {
-  std::uint64_t word = 0;
-  for (std::size_t i = 8; i-- > 0;) word = (word << 8U) | static_cast<unsigned char>(bytes[at + i]);
-  return word;
-}
-
-std::string serialize(const Announcement& mine) {
-  std::string bytes(1, mine.is_well ? kEntries : kFailure);
-  put_word(bytes, mine.form.high);
-  put_word(bytes, mine.form.low);
-  put_word(bytes, mine.rest_bytes);
-  return bytes;
-}
-
-Announcement parse_announcement(std::string_view bytes) {
-  if (bytes.size() != Announcement::kBytes) throw Error(ErrorCode::kCorrupt, "an announcement is malformed");
-  return {bytes[0] == kEntries, {get_word(bytes, 1), get_word(bytes, 9)}, get_word(bytes, 17)};
-}
-
-/// Rank 0's answer: the longest rest, and who sends a form.
-std::string serialize_call(std::size_t limit, const std::vector<std::int64_t>& senders) {
-  CompactWriter writer;
-  writer.number(limit);
-  writer.number(senders.size());
-  std::int64_t last = 0;
-  for (const std::int64_t sender : senders) {
-    writer.number(static_cast<std::uint64_t>(sender - last));
-    last = sender;
-  }
-  return writer.take();
-}
-
-std::pair<std::size_t, std::vector<std::int64_t>> parse_call(std::string_view bytes) {
-  CompactReader reader(bytes);
-  const auto limit = static_cast<std::size_t>(reader.number());
-  std::vector<std::int64_t> senders(reader.count());
-  std::int64_t last = 0;
-  for (std::int64_t& sender : senders) sender = last += static_cast<std::int64_t>(reader.number());
-  return {limit, std::move(senders)};
-}
-
 /// On rank 0, the parts of all ranks; null elsewhere. `mine`: null when there are none, because of `error`.
 std::shared_ptr<const WorldParts> gather_parts(Coordinator& ranks, const CompactPart* mine, const std::string& error) {
   const std::string message = mine == nullptr ? kFailure + error : kEntries + serialize(*mine);
@@ -260,48 +206,21 @@ std::shared_ptr<const WorldParts> gather_parts(Coordinator& ranks, const Compact
 std::shared_ptr<const WorldParts> gather_many_parts(Coordinator& ranks, const CompactPart* mine,
                                                     const std::string& error) {
   const std::string rest = mine == nullptr ? error : serialize_rest(*mine);
-  const Announcement own{mine != nullptr, mine == nullptr ? Digest() : digest_of_bytes(mine->form), rest.size()};
-  std::vector<Announcement> all;
-  std::vector<std::size_t> sender_of;
-  std::vector<std::int64_t> senders;
-  std::size_t limit = 0;
-  for (const std::string& bytes : ranks.gather_within(serialize(own), Announcement::kBytes)) {
-    all.push_back(parse_announcement(bytes));
-    limit = std::max<std::size_t>(limit, all.back().rest_bytes);
+  const PartNotice own{mine != nullptr, mine == nullptr ? Digest() : digest_of_bytes(mine->form), rest.size()};
+  std::vector<PartNotice> notices;
+  for (const std::string& bytes : ranks.gather_within(serialize(own), PartNotice::kBytes)) {
+    notices.push_back(parse_notice(bytes));
   }
-  if (ranks.rank() == 0) {
-    std::vector<Digest> digests;
-    bool all_well = true;
-    for (const Announcement& one : all) {
-      digests.push_back(one.form);
-      all_well = all_well && one.is_well;
-    }
-    sender_of = form_senders(digests);
-    for (std::size_t rank = 1; all_well && rank < all.size(); ++rank) {
-      if (sender_of[rank] == rank) senders.push_back(static_cast<std::int64_t>(rank));
-    }
-  }
-  std::tie(limit, senders) = parse_call(ranks.broadcast(serialize_call(limit, senders)));
-  const auto rests = ranks.gather_within(rest, limit);
-  const auto forms = senders.empty() ? std::vector<std::string>()
-                                     : ranks.gather_from(senders, mine == nullptr ? std::string() : mine->form);
+  const PartCall call = parse_call(ranks.broadcast(ranks.rank() == 0 ? serialize(call_for(notices)) : std::string()));
+  const auto rests = ranks.gather_within(rest, call.longest_rest);
+  const auto forms = call.senders.empty()
+                         ? std::vector<std::string>()
+                         : ranks.gather_from(call.senders, mine == nullptr ? std::string() : mine->form);
   if (ranks.rank() != 0) return nullptr;
-  for (std::size_t rank = 0; rank < all.size(); ++rank) {
-    if (!all[rank].is_well) throw decode_error(static_cast<std::int64_t>(rank), rests[rank]);
+  for (std::size_t rank = 0; rank < notices.size(); ++rank) {
+    if (!notices[rank].is_well) throw decode_error(static_cast<std::int64_t>(rank), rests[rank]);
   }
-  auto parts = std::make_shared<WorldParts>(all.size());
-  parts->set(0, *mine);
-  for (std::size_t i = 0; i < senders.size(); ++i) {
-    const auto rank = static_cast<std::size_t>(senders[i]);
-    if (digest_of_bytes(forms[i]) != all[rank].form) throw Error(ErrorCode::kCorrupt, "a form is not what was told");
-    CompactPart part = parse_rest(rests[rank]);
-    part.form = forms[i];
-    parts->set(rank, std::move(part));
-  }
-  for (std::size_t rank = 1; rank < all.size(); ++rank) {
-    if (sender_of[rank] != rank) parts->set_like(rank, sender_of[rank], parse_rest(rests[rank]));
-  }
-  return parts;
+  return std::make_shared<const WorldParts>(put_together(*mine, notices, call, rests, forms));
 }
 
 /// The id of the next take with a plan that is remembered.
