@@ -140,6 +140,7 @@ TEST(MetadataIndex, OneThatIsDamagedOrOfOtherMetadataIsNotUsed) {
   const std::string location = the_index(*storage);
   const std::string intact = storage->read_all(location, 1 << 30, {});
   const auto write = [&](const std::string& bytes) {
+    storage->remove(std::vector<std::string>{location});
     const auto writer = storage->create(location, bytes.size(), {});
     writer->write(0, std::as_bytes(std::span(bytes)));
     writer->finish();
