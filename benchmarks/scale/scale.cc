@@ -1,14 +1,16 @@
 // Planning for very many ranks, simulated in one process: scale_simulation RANKS [PLANNED] writes a line of JSON.
 //
-// Every rank's part is what the engine itself does in plan_world_take (src/snapshot/world_take.cc), by the same pure
-// functions; only the exchanges are replaced: messages are kept until rank 0 has its turn. Ranks beyond PLANNED (spread
-// evenly over the world) send what the planned rank before them has sent: as large, and as costly to put together.
+// Times are CPU seconds of one thread. Every rank's part is what the engine itself does in plan_world_take
+// (src/snapshot/world_take.cc), by the same pure functions; only the exchanges are replaced: messages are kept until
+// rank 0 has its turn. Ranks beyond PLANNED (spread evenly over the world) send what the planned rank before them has
+// sent: as large, and as costly to put together.
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <chrono>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -36,9 +38,11 @@ constexpr std::size_t kGreetingBytes = 50 * 8;  // the sums of the first exchang
 const std::string kFirstTake(32, 'a');
 const std::string kNextTake(32, 'b');
 
+/// Of this thread: what else runs on the machine does not count.
 double now() {
-  using namespace std::chrono;
-  return duration<double>(steady_clock::now().time_since_epoch()).count();
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
 }
 
 double peak_gib() {

@@ -196,16 +196,21 @@ LocalShares find_shares(const FlatState& state, const std::vector<std::string>& 
   std::unordered_map<std::string, std::int64_t> memories;
   std::map<Dims, std::size_t> groups;
   std::vector<Digester> digests;
+  std::size_t group = 0;  ///< of the last sharded leaf
   for (std::size_t i = 0; i < state.leaves.size(); ++i) {
     const FlatLeaf& leaf = state.leaves[i];
     if (const auto* sharded = leaf.value->get_if<ShardedTensor>()) {
       if (sharded->replicas.size() < 2 || sharded->shards.empty()) continue;
-      const auto [at, is_new] = groups.try_emplace(sharded->replicas, shares.groups.size());
-      if (is_new) {
-        shares.groups.push_back({sharded->replicas, {}, {}, {}});
-        digests.emplace_back();
+      // Most often those of the tensor before. (They may be many, and equality is quicker to tell than order.)
+      if (group >= shares.groups.size() || shares.groups[group].ranks != sharded->replicas) {
+        const auto [at, is_new] = groups.try_emplace(sharded->replicas, shares.groups.size());
+        group = at->second;
+        if (is_new) {
+          shares.groups.push_back({sharded->replicas, {}, {}, {}});
+          digests.emplace_back();
+        }
       }
-      Digester& digest = digests[at->second];
+      Digester& digest = digests[group];
       digest.add(std::string_view(leaf.path));
       digest.add(static_cast<std::uint64_t>(sharded->dtype));
       digest.add_all(sharded->shape);
@@ -215,8 +220,8 @@ LocalShares find_shares(const FlatState& state, const std::vector<std::string>& 
         digest.add_all(shard.box.sizes);
         bytes += shard.view.nbytes();
       }
-      shares.groups[at->second].leaves.push_back(i);
-      shares.groups[at->second].bytes.push_back(bytes);
+      shares.groups[group].leaves.push_back(i);
+      shares.groups[group].bytes.push_back(bytes);
       continue;
     }
     const bool matches = std::any_of(patterns.begin(), patterns.end(),
@@ -423,9 +428,8 @@ DividedState divide(const FlatState& state, const LocalShares& shares, const std
   for (std::size_t i = 0; i < state.leaves.size(); ++i) {
     const FlatLeaf& leaf = state.leaves[i];
     if (written_by_other[i]) {
-      ShardedTensor rest = *leaf.value->get_if<ShardedTensor>();
-      rest.shards.clear();
-      add_made(leaf, std::move(rest));
+      const auto& whole = *leaf.value->get_if<ShardedTensor>();
+      add_made(leaf, ShardedTensor{whole.dtype, whole.shape, {}, whole.layout, nullptr});
       continue;
     }
     const auto found = replicated_at.find(leaf.path);

@@ -10,6 +10,7 @@
 
 #include "coord/thread_world.h"
 #include "snapshot/metadata_index.h"
+#include "storage/testing_forward.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/prune.h"
 #include "torchsnapshot/snapshot.h"
@@ -28,31 +29,13 @@ std::shared_ptr<Storage> fresh_storage() {
 }
 
 /// Refuses to read all of the metadata.
-class NoMetadata final : public Storage {
+class NoMetadata final : public ForwardingStorage {
  public:
-  explicit NoMetadata(std::shared_ptr<Storage> inner) : inner_(std::move(inner)) {}
-  [[nodiscard]] std::string url() const override { return inner_->url(); }
-  std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
-    return inner_->create(location, size, std::move(stop));
-  }
-  std::unique_ptr<ObjectReader> open(const std::string& location, std::stop_token stop) override {
-    return inner_->open(location, std::move(stop));
-  }
+  using ForwardingStorage::ForwardingStorage;
   std::string read_all(const std::string& location, std::uint64_t limit, std::stop_token stop) override {
     if (location == kMetadataName) throw Error(ErrorCode::kIo, "all of the metadata was asked for");
-    return inner_->read_all(location, limit, std::move(stop));
+    return ForwardingStorage::read_all(location, limit, std::move(stop));
   }
-  std::vector<std::optional<std::uint64_t>> sizes(std::span<const std::string> locations,
-                                                  std::stop_token stop) override {
-    return inner_->sizes(locations, std::move(stop));
-  }
-  void sync() override { inner_->sync(); }
-  void publish(const std::string& location, std::string_view content) override { inner_->publish(location, content); }
-  std::vector<std::string> list(const std::string& prefix) override { return inner_->list(prefix); }
-  void remove(std::span<const std::string> locations) override { inner_->remove(locations); }
-
- private:
-  std::shared_ptr<Storage> inner_;
 };
 
 std::vector<std::int64_t> numbers(std::int64_t first) {

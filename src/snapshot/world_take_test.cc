@@ -15,6 +15,7 @@
 #include "coord/thread_world.h"
 #include "pipeline/faulty_storage.h"
 #include "snapshot/world_take.h"
+#include "storage/testing_forward.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/snapshot.h"
 
@@ -333,34 +334,18 @@ TEST(WorldTake, AFaultOfAnyRankAtAnyCallLeavesTheOldSnapshotOnAllRanks) {
 }
 
 /// Takes a moment for each object, so that a rank is still writing when another has failed.
-class SlowStorage final : public Storage {
+class SlowStorage final : public ForwardingStorage {
  public:
-  explicit SlowStorage(std::shared_ptr<Storage> inner) : inner_(std::move(inner)) {}
+  using ForwardingStorage::ForwardingStorage;
   [[nodiscard]] int created() const noexcept { return created_; }
 
-  [[nodiscard]] std::string url() const override { return inner_->url(); }
   std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
     ++created_;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    return inner_->create(location, size, std::move(stop));
+    return ForwardingStorage::create(location, size, std::move(stop));
   }
-  std::unique_ptr<ObjectReader> open(const std::string& location, std::stop_token stop) override {
-    return inner_->open(location, std::move(stop));
-  }
-  std::string read_all(const std::string& location, std::uint64_t limit, std::stop_token stop) override {
-    return inner_->read_all(location, limit, std::move(stop));
-  }
-  std::vector<std::optional<std::uint64_t>> sizes(std::span<const std::string> locations,
-                                                  std::stop_token stop) override {
-    return inner_->sizes(locations, std::move(stop));
-  }
-  void sync() override { inner_->sync(); }
-  void publish(const std::string& location, std::string_view content) override { inner_->publish(location, content); }
-  std::vector<std::string> list(const std::string& prefix) override { return inner_->list(prefix); }
-  void remove(std::span<const std::string> locations) override { inner_->remove(locations); }
 
  private:
-  std::shared_ptr<Storage> inner_;
   std::atomic<int> created_{0};
 };
 
