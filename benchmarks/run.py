@@ -22,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import machine
 import part_async
 import part_object_store
+import part_scale
 import part_single
 import part_sync
 import report
 from client import REPOSITORY
 from context import Options, Part
 
-DEFAULT_PARTS = ["few_large", "llm", "small", "async", "single", "object_store", "object_store_far", "micro"]
+DEFAULT_PARTS = ["few_large", "llm", "small", "async", "single", "object_store", "object_store_far", "scale", "micro"]
 ALL_PARTS: dict[str, Callable[[Options], Part]] = {
     "few_large": lambda options: part_sync.run("few_large", options),
     "llm": lambda options: part_sync.run("llm", options),
@@ -38,6 +39,7 @@ ALL_PARTS: dict[str, Callable[[Options], Part]] = {
     "single": part_single.run,
     "object_store": part_object_store.near,
     "object_store_far": part_object_store.far,
+    "scale": part_scale.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

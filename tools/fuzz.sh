@@ -12,9 +12,9 @@ clang=$(command -v clang++ || command -v clang++-14)
 "$CMAKE" -S . -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM="$(command -v "$NINJA")" -DCMAKE_CXX_COMPILER="$clang" \
   -DCMAKE_BUILD_TYPE=RelWithDebInfo -DTORCHSNAPSHOT_FUZZ=ON -DTORCHSNAPSHOT_INSTALL=OFF \
   -DTORCHSNAPSHOT_SANITIZE="address,undefined" >build/fuzz-configure.log || { cat build/fuzz-configure.log; exit 1; }
-"$CMAKE" --build build/fuzz -j "$JOBS" --target metadata_fuzz sidecar_fuzz names_fuzz
+"$CMAKE" --build build/fuzz -j "$JOBS" --target metadata_fuzz sidecar_fuzz names_fuzz index_fuzz
 
-mkdir -p build/fuzz/findings build/fuzz/corpus/{metadata,sidecar,names} build/fuzz/seeds
+mkdir -p build/fuzz/findings build/fuzz/corpus/{metadata,sidecar,names,index} build/fuzz/seeds
 cp -f tests/attacks/*.json tests/attacks/*.yaml build/fuzz/seeds/
 cp -f tests/data/metadata/* build/fuzz/seeds/
 for snapshot in tests/data/corpus/*/snapshot; do
@@ -22,7 +22,7 @@ for snapshot in tests/data/corpus/*/snapshot; do
 done
 
 total=0
-for target in metadata sidecar names; do
+for target in metadata sidecar names index; do
   echo "fuzz: $target for $seconds s"
   log=build/fuzz/$target.log
   if ! UBSAN_OPTIONS=print_stacktrace=1 build/fuzz/tests/fuzz/${target}_fuzz -max_total_time="$seconds" -timeout=20 \

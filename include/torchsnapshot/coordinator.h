@@ -3,12 +3,15 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace torchsnapshot {
+
+struct TakeMemory;
 
 /// Small values by name that all ranks see. No call waits for another rank. Thread-safe. What fails, as a store whose
 /// server is gone, is an Error.
@@ -50,6 +53,31 @@ class Coordinator {
   virtual std::vector<std::string> gather(const std::string& bytes) = 0;
 
   virtual KeyValueStore& store() = 0;
+
+  // The exchanges of a program with very many ranks. What they do by default is right, but costs each rank as much as
+  // there are ranks; override them where the network has better.
+
+  /// The sum of the numbers of all ranks, place by place, modulo 2^64, on every rank. All pass equally many.
+  virtual std::vector<std::uint64_t> all_sum(const std::vector<std::uint64_t>& numbers);
+  /// As gather; no rank passes more than `limit`, which all pass alike.
+  virtual std::vector<std::string> gather_within(const std::string& bytes, std::size_t limit);
+  /// On rank 0 the bytes of these ranks, in this order; nothing on the others. All ranks call it with the same list,
+  /// ascending and without rank 0; what a rank that is not in it passes is not looked at.
+  virtual std::vector<std::string> gather_from(const std::vector<std::int64_t>& senders, const std::string& bytes);
+
+  /// What takes remember of their plan, so that the next one over the same coordinator need not exchange it again. The
+  /// engine's own. Override it where coordinators are made anew for each take.
+  virtual std::shared_ptr<TakeMemory>& memory() { return memory_; }
+
+ private:
+  std::shared_ptr<TakeMemory> memory_;
+};
+
+/// What was exchanged for the plan of a take, as one rank sees it.
+struct ExchangeFigures {
+  int exchanges = 0;
+  std::uint64_t bytes_sent = 0;
+  std::uint64_t bytes_received = 0;
 };
 
 }  // namespace torchsnapshot

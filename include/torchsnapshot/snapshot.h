@@ -32,6 +32,14 @@ enum class StagingMode : std::uint8_t {
               ///< changes. Tensors on CUDA devices too, of any size and layout
 };
 
+/// How the plan of a take of several ranks was made.
+struct PlanReport {
+  /// Everything but values that are in the manifest is where it was in the last take over this coordinator, on all
+  /// ranks: no entries were exchanged.
+  bool is_unchanged = false;
+  ExchangeFigures figures;
+};
+
 struct TakeOptions {
   IoOptions io;
   /// Globs (as Python's fnmatch) over paths "key/sub/path"; entries that match belong to every rank.
@@ -44,6 +52,8 @@ struct TakeOptions {
   std::uint64_t slab_bytes = 128ULL << 20;
   /// False: each tensor gets an object of its own.
   bool batching = true;
+  /// Metadata of so many entries or more gets an index, so that few of them are found without reading all.
+  std::uint64_t index_entries = 100'000;
   /// Of async_take.
   StagingMode staging = StagingMode::kEager;
   /// Of StagingMode::kLazy: also where the system fails system calls that write to protected memory, such as a read()
@@ -57,6 +67,10 @@ struct TakeOptions {
   std::shared_ptr<Coordinator> coordinator;
   /// How long a rank that has written everything waits for the others, before it counts them as dead.
   std::chrono::milliseconds commit_timeout = std::chrono::minutes(30);
+  /// With more ranks than this, ranks whose entries are of one form send it once, for two more exchanges.
+  std::int64_t direct_ranks = 64;
+  /// With several ranks: called on the calling thread when the plan is made.
+  std::function<void(const PlanReport& report)> on_planned;
   /// Of async_take: called on a thread of the engine when the take has ended, with the error that ended it or null. It
   /// must not throw, nor wait for the take. Without it, a failure that nobody asked for is a notice.
   std::function<void(const std::exception_ptr& error)> on_end;

@@ -2,7 +2,9 @@
 
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -47,11 +49,16 @@ auto in_python(const Call& call) {
   }
 }
 
+/// What the takes of a process group remember.
+struct Remembered {
+  std::shared_ptr<TakeMemory> memory;
+};
+
 /// A GroupCoordinator. Calls take the GIL, and give it up inside torch.
 class PyCoordinator final : public Coordinator, private KeyValueStore {
  public:
-  PyCoordinator(nb::object object, std::int64_t rank, std::int64_t world_size)
-      : object_(std::move(object)), rank_(rank), world_size_(world_size) {}
+  PyCoordinator(nb::object object, std::int64_t rank, std::int64_t world_size, std::shared_ptr<Remembered> remembered)
+      : object_(std::move(object)), rank_(rank), world_size_(world_size), remembered_(std::move(remembered)) {}
 
   [[nodiscard]] std::int64_t rank() const override { return rank_; }
   [[nodiscard]] std::int64_t world_size() const override { return world_size_; }
@@ -65,7 +72,22 @@ class PyCoordinator final : public Coordinator, private KeyValueStore {
   std::vector<std::string> gather(const std::string& bytes) override {
     return in_python([&] { return from_list(method("gather")(to_bytes(bytes))); });
   }
+  std::vector<std::uint64_t> all_sum(const std::vector<std::uint64_t>& numbers) override {
+    const std::string mine(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(std::uint64_t));
+    const std::string sums = in_python([&] { return from_bytes(method("all_sum")(to_bytes(mine))); });
+    if (sums.size() != mine.size()) throw Error(ErrorCode::kInternal, "all_sum gave another number of numbers");
+    std::vector<std::uint64_t> all(numbers.size());
+    std::memcpy(all.data(), sums.data(), sums.size());
+    return all;
+  }
+  std::vector<std::string> gather_within(const std::string& bytes, std::size_t limit) override {
+    return in_python([&] { return from_list(method("gather_within")(to_bytes(bytes), limit)); });
+  }
+  std::vector<std::string> gather_from(const std::vector<std::int64_t>& senders, const std::string& bytes) override {
+    return in_python([&] { return from_list(method("gather_from")(senders, to_bytes(bytes))); });
+  }
   KeyValueStore& store() override { return *this; }
+  std::shared_ptr<TakeMemory>& memory() override { return remembered_->memory; }
 
  private:
   void set(const std::string& key, const std::string& value) override {
@@ -92,6 +114,7 @@ class PyCoordinator final : public Coordinator, private KeyValueStore {
   GilObject object_;
   const std::int64_t rank_;
   const std::int64_t world_size_;
+  const std::shared_ptr<Remembered> remembered_;
 };
 
 /// An Error of the class that the Python exception has in the engine, or kInternal.
@@ -149,12 +172,15 @@ void refuse_in_flight(Coordinator* coordinator, void (*refuse)(Coordinator&, con
 
 void bind_coordinator(nb::module_& module) {
   const nb::class_<Coordinator> type(module, "Coordinator", "The ranks of a process group.");
+  nb::class_<Remembered>(module, "Remembered", "What the takes of a process group remember of their plan.")
+      .def(nb::new_([] { return std::make_shared<Remembered>(); }));
   module.def(
       "make_coordinator",
-      [](nb::object object, std::int64_t rank, std::int64_t world_size) -> std::shared_ptr<Coordinator> {
-        return std::make_shared<PyCoordinator>(std::move(object), rank, world_size);
+      [](nb::object object, std::int64_t rank, std::int64_t world_size,
+         std::shared_ptr<Remembered> remembered) -> std::shared_ptr<Coordinator> {
+        return std::make_shared<PyCoordinator>(std::move(object), rank, world_size, std::move(remembered));
       },
-      nb::arg("object"), nb::arg("rank"), nb::arg("world_size"), "Wraps a GroupCoordinator.");
+      nb::arg("object"), nb::arg("rank"), nb::arg("world_size"), nb::arg("remembered"), "Wraps a GroupCoordinator.");
   module.def(
       "agree_on_url",
       [](Coordinator& coordinator, const nb::str& url) {

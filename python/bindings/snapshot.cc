@@ -92,6 +92,7 @@ struct PyTakeOptions {
   std::shared_ptr<Coordinator> coordinator;
   double commit_timeout_seconds = 0;
   nb::object group = nb::none();  ///< the process group
+  nb::object on_planned = nb::none();
 };
 
 StagingMode staging_of(const std::string& name) {
@@ -131,6 +132,12 @@ TakeOptions to_engine(const PyTakeOptions& take_options, const PyIoOptions& io) 
   options.coordinator = take_options.coordinator;
   options.commit_timeout = std::chrono::duration_cast<std::chrono::milliseconds>(
       std::chrono::duration<double>(take_options.commit_timeout_seconds));
+  if (!take_options.on_planned.is_none()) {
+    options.on_planned = [told = std::make_shared<GilObject>(take_options.on_planned)](const PlanReport& report) {
+      const nb::gil_scoped_acquire gil;
+      told->get()(report.is_unchanged, report.figures.bytes_sent + report.figures.bytes_received);
+    };
+  }
   return options;
 }
 
@@ -335,6 +342,7 @@ void bind_snapshot(nb::module_& module) {
       .def_rw("max_chunk_bytes", &PyTakeOptions::max_chunk_bytes)
       .def_rw("max_shard_bytes", &PyTakeOptions::max_shard_bytes)
       .def_rw("slab_bytes", &PyTakeOptions::slab_bytes)
+      .def_rw("on_planned", &PyTakeOptions::on_planned, nb::arg().none())
       .def_rw("batching", &PyTakeOptions::batching)
       .def_rw("staging", &PyTakeOptions::staging)
       .def_rw("lazy_user_faults", &PyTakeOptions::lazy_user_faults)

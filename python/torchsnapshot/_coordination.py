@@ -7,6 +7,7 @@ a connection of its own.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 #: A broadcast up to this size takes one collective.
 _SHORT_BYTES = 2048
 _SIZE_BYTES = 8
+
+
+#: What takes remember of their plan, by process group.
+_remembered: weakref.WeakKeyDictionary[dist.ProcessGroup, _core.Remembered] = weakref.WeakKeyDictionary()
+
+
+#: A store of torch.distributed, and our own connection to it.
+_connection: tuple[Any, Any] | None = None
 
 
 class GroupCoordinator:
@@ -64,6 +73,62 @@ class GroupCoordinator:
         theirs = [torch.empty_like(mine) for _ in range(self.world_size)] if self.rank == 0 else None
         self._collective(lambda: dist.gather(mine, theirs, dst=self._root, group=self.group))
         return [_bytes_of(tensor)[:size] for tensor, size in zip(theirs or [], sizes, strict=False)]
+
+    def gather_within(self, data: bytes, limit: int) -> list[bytes]:
+        """As `gather`, in one collective: no rank passes more than `limit`."""
+        mine = self._padded(_with_size(data), _SIZE_BYTES + limit)
+        theirs = [torch.empty_like(mine) for _ in range(self.world_size)] if self.rank == 0 else None
+        self._collective(lambda: dist.gather(mine, theirs, dst=self._root, group=self.group))
+        return [_without_size(_bytes_of(tensor)) for tensor in theirs or []]
+
+    def gather_from(self, senders: list[int], data: bytes) -> list[bytes]:
+        """The bytes of `senders` on rank 0, in their order. The ranks in between have no part in it."""
+        if self.rank == 0:
+            sizes = self._receive(dict.fromkeys(senders, _SIZE_BYTES))
+            return self._receive(
+                {rank: int.from_bytes(size, "little") for rank, size in zip(senders, sizes, strict=True)}
+            )
+        if self.rank in senders:
+            self._send(_size_of(data))
+            self._send(data)
+        return []
+
+    def all_sum(self, data: bytes) -> bytes:
+        """Unsigned numbers of 64 bits, added up over all ranks modulo 2^64."""
+        # In halves, whose sums fit.
+        numbers = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
+        halves = torch.tensor(numbers, dtype=torch.int64, device=self._device)
+        self._collective(lambda: dist.all_reduce(halves, group=self.group))
+        sums = [int(half) for half in halves.tolist()]
+        return b"".join(
+            ((low + (high << 32)) % 2**64).to_bytes(8, "little")
+            for low, high in zip(sums[0::2], sums[1::2], strict=True)
+        )
+
+    def _send(self, data: bytes) -> None:
+        """To rank 0. Nothing is nothing."""
+        if data:
+            self._collective(lambda: dist.send(self._padded(data, len(data)), self._root, self.group))
+
+    def _receive(self, sizes: dict[int, int]) -> list[bytes]:
+        """Rank 0's side of gather_from: so many bytes of each rank."""
+        tensors = {rank: torch.empty(size, dtype=torch.uint8, device=self._device) for rank, size in sizes.items()}
+
+        def receive() -> None:
+            works = [
+                dist.irecv(tensor, self._global_rank(rank), group=self.group)
+                for rank, tensor in tensors.items()
+                if tensor.numel()
+            ]
+            for work in works:
+                if work is not None:
+                    work.wait()
+
+        self._collective(receive)
+        return [_bytes_of(tensor) for tensor in tensors.values()]
+
+    def _global_rank(self, rank: int) -> int:
+        return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
     # The store. Values are bytes; none of the calls waits for another rank.
 
@@ -136,7 +201,9 @@ def to_core(coordinator: GroupCoordinator | None) -> _core.Coordinator | None:
     """The same for the engine."""
     if coordinator is None:
         return None
-    return _core.make_coordinator(coordinator, coordinator.rank, coordinator.world_size)
+    group = coordinator.group if coordinator.group is not None else dist.distributed_c10d._get_default_group()
+    remembered = _remembered.setdefault(group, _core.Remembered())
+    return _core.make_coordinator(coordinator, coordinator.rank, coordinator.world_size, remembered)
 
 
 def _exchange_device(group: dist.ProcessGroup | None) -> torch.device:
@@ -157,11 +224,16 @@ def _store_of_default_group() -> Any:
 
 
 def _own_connection(store: Any) -> Any:
-    """The store over a connection of its own, so that a look at it never waits for another user of it."""
-    try:
-        return store.clone()
-    except (AttributeError, NotImplementedError, RuntimeError):  # older torch; a store that has none
-        return store
+    """The store over a connection of our own, so that a look at it never waits for another user of it. One for all
+    takes: that a rank connects can hold up the store's server, and with it all ranks, for seconds."""
+    global _connection
+    if _connection is None or _connection[0] is not store:
+        try:
+            own = store.clone()
+        except (AttributeError, NotImplementedError, RuntimeError):  # older torch; a store that has none
+            own = store
+        _connection = (store, own)
+    return _connection[1]
 
 
 def _store_error(error: BaseException) -> StorageError:

@@ -16,7 +16,12 @@ def write_metadata(version: str, world_size: int, entries: dict[str, dict[str, o
 class Coordinator:
     """The ranks of a process group."""
 
-def make_coordinator(object: object, rank: int, world_size: int) -> Coordinator:
+class Remembered:
+    """What the takes of a process group remember of their plan."""
+
+    def __init__(self) -> None: ...
+
+def make_coordinator(object: object, rank: int, world_size: int, remembered: Remembered) -> Coordinator:
     """Wraps a GroupCoordinator."""
 
 def agree_on_url(coordinator: Coordinator, url: str) -> tuple[str, str]:
@@ -104,6 +109,12 @@ class TakeOptions:
 
     @slab_bytes.setter
     def slab_bytes(self, arg: int, /) -> None: ...
+
+    @property
+    def on_planned(self) -> object: ...
+
+    @on_planned.setter
+    def on_planned(self, arg: object | None, /) -> None: ...
 
     @property
     def batching(self) -> bool: ...

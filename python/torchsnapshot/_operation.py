@@ -33,6 +33,7 @@ class Operation:
         self._common: dict[str, EventMetadataValue] = {"unique_id": uuid.uuid4().hex, "rank": rank, "path": path}
         self._started = time.monotonic()
         self._moved = 0
+        self._plan: dict[str, EventMetadataValue] = {}
         self._next_event = self._started + _PROGRESS_EVENT_SECONDS
         # A line that is not to be shown is one whose time never comes.
         self._line = ProgressLine(name, force=knobs.is_progress_forced(), delay=0.5 if show else float("inf"))
@@ -53,6 +54,10 @@ class Operation:
         _logger.warning("%s of %s: %s", self._name, self._path, message)
         self._log("notice", message=message)
 
+    def planned(self, is_unchanged: bool, exchange_bytes: int) -> None:
+        """Several ranks have agreed on the plan of a take."""
+        self._plan = {"plan_unchanged": is_unchanged, "exchange_bytes": exchange_bytes}
+
     def end(self, error: BaseException | None) -> None:
         """It is over; with an error, or well."""
         self._line.close()
@@ -63,6 +68,7 @@ class Operation:
             bytes=self._moved,
             exchanges=0 if self._ranks is None else self._ranks.exchanges,
             error=None if error is None else f"{type(error).__name__}: {error}",
+            **self._plan,
         )
 
     def _on_progress(self, bytes_done: int, bytes_total: int) -> None:

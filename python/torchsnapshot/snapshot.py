@@ -352,6 +352,7 @@ def _begin_take(
             options = _take_options(app_state, replicated)
             options.coordinator = core_ranks
             options.group = pg
+            options.on_planned = frame.planned if ranks is not None else None
             state_dicts = stack.enter_context(_state_dicts(_in_common_order(app_state, ranks)))
             storage = snapshot._open_storage()
         yield snapshot, storage, state_dicts, options

@@ -6,8 +6,9 @@
 //  A rank that fails, or has waited too long, sets `decision` to "RANK error", if nobody has set it before, and then
 //  `verdict` to what the decision is, so that all that wait wake up.
 //  The decision is set once and by one atomic operation, so a rank that gives up can't do so while rank 0 commits.
-//  A rank that has seen the end adds 1 to `left`; the last one removes the keys. Rank 0 waits a moment for the others
-//  to have seen it: with its process, the store's server may go.
+//  A rank that still writes looks at `verdict` now and then (coord/failure_watch.h), so that it ends when another
+//  failed. A rank that has seen the end adds 1 to `left`; the last one removes the keys. Rank 0 waits a moment for the
+//  others to have seen it: with its process, the store's server may go.
 // Values are looked at again and again, with growing pauses; nobody blocks inside the store, which others share.
 
 #include "coord/commit_vote.h"
@@ -164,6 +165,19 @@ void CommitVote::wait_for_verdict(const std::stop_token& stop) {
   }
   if (value != kCommit) throw_decision(value);
   leave();
+}
+
+bool CommitVote::has_failed() const {
+  const auto verdict = store_.get(key("verdict"));
+  return verdict && *verdict != kCommit;
+}
+
+std::chrono::milliseconds CommitVote::watch_pause() const {
+  return 5 * longest_pause(coordinator_.world_size());
+}
+
+void CommitVote::throw_failure() {
+  if (const auto verdict = store_.get(key("verdict")); verdict && *verdict != kCommit) throw_decision(*verdict);
 }
 
 void CommitVote::fail(const std::exception_ptr& error, bool maybe_committed) noexcept {

@@ -46,6 +46,13 @@ class CommitVote {
   /// the metadata is there.
   void fail(const std::exception_ptr& error, bool maybe_committed = false) noexcept;
 
+  /// True when the take has failed on another rank. A look at the store; from any thread, beside the owner's calls.
+  [[nodiscard]] bool has_failed() const;
+  /// How often has_failed() is worth asking; with many ranks more seldom, so that the store can answer all.
+  [[nodiscard]] std::chrono::milliseconds watch_pause() const;
+  /// After has_failed(): throws the error of the rank that failed.
+  void throw_failure();
+
   /// After an error: other ranks, or what is on storage, may count as committed, so what was written has to stay.
   [[nodiscard]] bool may_be_committed() const noexcept { return may_be_committed_; }
 

@@ -1,6 +1,7 @@
 #include "manifest/metadata_seal.h"
 
 #include <array>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -16,6 +17,9 @@ namespace torchsnapshot {
 namespace {
 
 constexpr std::string_view kMark = "+crc32c.";
+constexpr std::string_view kMarkAfterIndex = ".crc32c.";
+constexpr std::string_view kIndexMark = "+index.";
+constexpr std::size_t kTakeIdDigits = 32;
 constexpr std::size_t kDigits = 8;
 constexpr std::string_view kBlank = "00000000";
 /// Metadata of ours begins so; the version follows.
@@ -31,14 +35,29 @@ std::uint32_t crc_of(std::string_view text, std::uint32_t seed = 0) {
   return crc32c(seed, std::as_bytes(std::span(text)));
 }
 
-/// Where the digits of the seal begin, if the text begins as sealed metadata does.
-std::optional<std::size_t> find_digits(std::string_view text) {
+bool is_take_id(std::string_view text) {
+  return text.size() == kTakeIdDigits && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
+
+/// Where the parts of the seal are, if the text begins as sealed metadata does.
+struct SealPlace {
+  std::size_t digits = 0;
+  std::string_view index_take;
+  std::size_t size = 0;  ///< of what the seal adds to the version
+};
+std::optional<SealPlace> find_seal(std::string_view text) {
   if (!text.starts_with(kBegin)) return std::nullopt;
   const std::size_t end = text.find('"', kBegin.size());
   if (end == std::string_view::npos || end < kBegin.size() + kMark.size() + kDigits) return std::nullopt;
-  const std::size_t digits = end - kDigits;
-  if (text.substr(digits - kMark.size(), kMark.size()) != kMark) return std::nullopt;
-  return digits;
+  SealPlace place{end - kDigits, {}, kMark.size() + kDigits};
+  const std::size_t mark = place.digits - kMark.size();
+  if (text.substr(mark, kMark.size()) == kMark) return place;
+  const std::size_t more = kIndexMark.size() + kTakeIdDigits;
+  if (text.substr(mark, kMark.size()) != kMarkAfterIndex || mark < kBegin.size() + more) return std::nullopt;
+  place.index_take = text.substr(mark - kTakeIdDigits, kTakeIdDigits);
+  place.size += more;
+  if (!is_take_id(place.index_take) || text.substr(mark - more, kIndexMark.size()) != kIndexMark) return std::nullopt;
+  return place;
 }
 
 /// The CRC of the text with blank digits.
@@ -73,25 +92,37 @@ bool has_our_objects(const Manifest& manifest) {
 
 }  // namespace
 
-std::string write_sealed_metadata(const SnapshotMetadata& metadata) {
+std::string write_sealed_metadata(const SnapshotMetadata& metadata, std::string_view index_take) {
   std::string text = write_metadata(metadata);
-  text.insert(kBegin.size() + metadata.version.size(), std::string(kMark).append(kBlank));
-  const auto digits = find_digits(text);
-  if (!digits) throw Error(ErrorCode::kInternal, "the version " + quote_text(metadata.version) + " can't be sealed");
-  text.replace(*digits, kDigits, hex(sealed_crc(text, *digits)));
+  std::string seal(kMark);
+  if (!index_take.empty()) seal = std::string(kIndexMark).append(index_take).append(kMarkAfterIndex);
+  text.insert(kBegin.size() + metadata.version.size(), seal.append(kBlank));
+  const auto place = find_seal(text);
+  if (!place) throw Error(ErrorCode::kInternal, "the version " + quote_text(metadata.version) + " can't be sealed");
+  text.replace(place->digits, kDigits, hex(sealed_crc(text, place->digits)));
   return text;
 }
 
+std::optional<MetadataSeal> seal_of(std::string_view head) {
+  const auto place = find_seal(head);
+  if (!place) return std::nullopt;
+  MetadataSeal seal{0, std::string(place->index_take)};
+  const std::string_view digits = head.substr(place->digits, kDigits);
+  const auto [stop, status] = std::from_chars(digits.data(), digits.data() + digits.size(), seal.crc, 16);
+  if (status != std::errc() || stop != digits.data() + digits.size()) return std::nullopt;
+  return seal;
+}
+
 SnapshotMetadata parse_sealed_metadata(std::string_view text, bool verify) {
-  const auto digits = find_digits(text);
-  if (verify && digits) {
-    const std::string expected(text.substr(*digits, kDigits));
-    const std::string found = hex(sealed_crc(text, *digits));
+  const auto place = find_seal(text);
+  if (verify && place) {
+    const std::string expected(text.substr(place->digits, kDigits));
+    const std::string found = hex(sealed_crc(text, place->digits));
     if (expected != found) fail("has the CRC-32C 0x" + found + ", expected 0x" + expected);
   }
   SnapshotMetadata metadata = parse_metadata(text);
-  if (digits) {
-    metadata.version.resize(metadata.version.size() - kMark.size() - kDigits);
+  if (place) {
+    metadata.version.resize(metadata.version.size() - place->size);
   } else if (verify && (has_traces(metadata.version) || has_our_objects(metadata.manifest))) {
     fail("has lost its checksum");
   }

@@ -5,6 +5,9 @@
 // each of them. It is written with the metadata, atomically, and read with it.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -12,8 +15,19 @@
 
 namespace torchsnapshot {
 
-/// As write_metadata, with a seal.
-std::string write_sealed_metadata(const SnapshotMetadata& metadata);
+/// What the beginning of metadata says of it.
+struct MetadataSeal {
+  std::uint32_t crc = 0;
+  std::string index_take;  ///< the id of the take that wrote an index of it (manifest_index.h); empty: there is none
+};
+inline constexpr std::size_t kSealHeadBytes = 256;
+
+/// As write_metadata, with a seal. `index_take`: see MetadataSeal; the version is then
+/// "0.2.0+index.TAKE_ID.crc32c.89abcdef".
+std::string write_sealed_metadata(const SnapshotMetadata& metadata, std::string_view index_take = {});
+
+/// The seal, as the first kSealHeadBytes tell it; nothing when there is none. Not checked.
+std::optional<MetadataSeal> seal_of(std::string_view head);
 
 /// As parse_metadata; the seal is checked, unless `verify` is false, and taken off the version. Throws Error(kCorrupt)
 /// when it does not fit, and when metadata that refers to objects of ours has none. Metadata of others has none.

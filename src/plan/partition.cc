@@ -57,6 +57,7 @@ class Filler {
 
 std::vector<std::vector<Portion>> partition(std::span<const SharedBulk> bulks, std::int64_t writers) {
   std::vector<std::vector<Portion>> portions(bulks.size());
+  if (bulks.empty()) return portions;  // most often so, and there may be very many writers
   std::vector<std::uint64_t> loads(static_cast<std::size_t>(writers));
   std::uint64_t total = 0;
   std::vector<std::size_t> whole;

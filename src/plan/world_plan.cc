@@ -1,6 +1,7 @@
 #include "plan/world_plan.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <optional>
@@ -163,6 +164,19 @@ Value rows_of(const TensorView& view, const std::vector<Portion>& portions, std:
   return part;
 }
 
+/// Of the replicated leaves, without content.
+Digest digest_of(const std::vector<ReplicatedLeaf>& leaves) {
+  Digester digester;
+  for (const ReplicatedLeaf& leaf : leaves) {
+    digester.add(std::string_view(leaf.path));
+    digester.add(std::string_view(leaf.kind));
+    digester.add(leaf.bytes);
+    digester.add(static_cast<std::uint64_t>(leaf.rows));
+    digester.add(static_cast<std::uint64_t>(leaf.same_as));
+  }
+  return digester.digest();
+}
+
 /// True when all members of the group have told the same of it.
 bool is_agreed(const ShardGroup& group, const std::vector<ShareSummary>& summaries) {
   const ShareSummary::Group wanted{digest_of_ranks(group.ranks), group.digest};
@@ -182,16 +196,21 @@ LocalShares find_shares(const FlatState& state, const std::vector<std::string>& 
   std::unordered_map<std::string, std::int64_t> memories;
   std::map<Dims, std::size_t> groups;
   std::vector<Digester> digests;
+  std::size_t group = 0;  ///< of the last sharded leaf
   for (std::size_t i = 0; i < state.leaves.size(); ++i) {
     const FlatLeaf& leaf = state.leaves[i];
     if (const auto* sharded = leaf.value->get_if<ShardedTensor>()) {
       if (sharded->replicas.size() < 2 || sharded->shards.empty()) continue;
-      const auto [at, is_new] = groups.try_emplace(sharded->replicas, shares.groups.size());
-      if (is_new) {
-        shares.groups.push_back({sharded->replicas, {}, {}, {}});
-        digests.emplace_back();
+      // Most often those of the tensor before. (They may be many, and equality is quicker to tell than order.)
+      if (group >= shares.groups.size() || shares.groups[group].ranks != sharded->replicas) {
+        const auto [at, is_new] = groups.try_emplace(sharded->replicas, shares.groups.size());
+        group = at->second;
+        if (is_new) {
+          shares.groups.push_back({sharded->replicas, {}, {}, {}});
+          digests.emplace_back();
+        }
       }
-      Digester& digest = digests[at->second];
+      Digester& digest = digests[group];
       digest.add(std::string_view(leaf.path));
       digest.add(static_cast<std::uint64_t>(sharded->dtype));
       digest.add_all(sharded->shape);
@@ -201,8 +220,8 @@ LocalShares find_shares(const FlatState& state, const std::vector<std::string>& 
         digest.add_all(shard.box.sizes);
         bytes += shard.view.nbytes();
       }
-      shares.groups[at->second].leaves.push_back(i);
-      shares.groups[at->second].bytes.push_back(bytes);
+      shares.groups[group].leaves.push_back(i);
+      shares.groups[group].bytes.push_back(bytes);
       continue;
     }
     const bool matches = std::any_of(patterns.begin(), patterns.end(),
@@ -224,16 +243,6 @@ LocalShares find_shares(const FlatState& state, const std::vector<std::string>& 
 
 ShareSummary summary_of(const LocalShares& shares) {
   ShareSummary summary;
-  Digester digester;
-  for (const ReplicatedLeaf& leaf : shares.replicated) {
-    digester.add(std::string_view(leaf.path));
-    digester.add(std::string_view(leaf.kind));
-    digester.add(std::string_view(leaf.content));
-    digester.add(leaf.bytes);
-    digester.add(static_cast<std::uint64_t>(leaf.rows));
-    digester.add(static_cast<std::uint64_t>(leaf.same_as));
-  }
-  summary.replicated = digester.digest();
   for (const ShardGroup& group : shares.groups) {
     if (summary.groups.size() == kMaxToldGroups) break;
     summary.groups.push_back({digest_of_ranks(group.ranks), group.digest});
@@ -241,10 +250,49 @@ ShareSummary summary_of(const LocalShares& shares) {
   return summary;
 }
 
+std::uint64_t equal_term(std::uint64_t value, std::int64_t rank, std::int64_t world_size) noexcept {
+  return rank == 0 ? value * static_cast<std::uint64_t>(world_size - 1) : 0 - value;
+}
+
+ShareSums sums_of(const LocalShares& shares, std::int64_t rank, std::int64_t world_size) {
+  ShareSums sums;
+  const auto set = [&](std::array<std::uint64_t, 2>& place, const Digest& digest) {
+    place = {equal_term(digest.high, rank, world_size), equal_term(digest.low, rank, world_size)};
+  };
+  set(sums.form, digest_of(shares.replicated));
+  Digester content;
+  for (const ReplicatedLeaf& leaf : shares.replicated) content.add(std::string_view(leaf.content));
+  set(sums.content, content.digest());
+  for (const ShardGroup& group : shares.groups) {
+    // The first rank of a group counts against all the others of it.
+    Digester told;
+    told.add_all(group.ranks);
+    told.add(group.digest.high);
+    told.add(group.digest.low);
+    const Digest digest = told.digest();
+    const bool is_first = group.ranks.front() == rank;
+    const auto others = static_cast<std::uint64_t>(group.ranks.size() - 1);
+    sums.groups[0] += is_first ? digest.high * others : 0 - digest.high;
+    sums.groups[1] += is_first ? digest.low * others : 0 - digest.low;
+  }
+  return sums;
+}
+
+Digest form_of(const LocalShares& shares) {
+  Digester digester;
+  const Digest replicated = digest_of(shares.replicated);
+  digester.add(replicated.high);
+  digester.add(replicated.low);
+  for (const ShardGroup& group : shares.groups) {
+    digester.add_all(group.ranks);
+    digester.add(group.digest.high);
+    digester.add(group.digest.low);
+  }
+  return digester.digest();
+}
+
 std::string serialize(const ShareSummary& summary) {
   Writer writer;
-  writer.number(summary.replicated.high);
-  writer.number(summary.replicated.low);
   writer.byte(summary.groups.size());
   for (const ShareSummary::Group& group : summary.groups) {
     writer.number(group.ranks);
@@ -257,8 +305,6 @@ std::string serialize(const ShareSummary& summary) {
 ShareSummary parse_summary(std::string_view bytes) {
   Reader reader(bytes);
   ShareSummary summary;
-  summary.replicated.high = reader.number();
-  summary.replicated.low = reader.number();
   for (std::size_t count = reader.byte(); count > 0; --count) {
     ShareSummary::Group group;
     group.ranks = reader.number();
@@ -348,17 +394,24 @@ CommonLeaves common_leaves(const std::vector<std::vector<ReplicatedLeaf>>& lists
   return common;
 }
 
+std::vector<bool> agreed_groups(const LocalShares& shares, const std::vector<ShareSummary>& summaries) {
+  std::vector<bool> agreed;
+  for (const ShardGroup& group : shares.groups) agreed.push_back(is_agreed(group, summaries));
+  return agreed;
+}
+
 DividedState divide(const FlatState& state, const LocalShares& shares, const std::vector<ReplicatedLeaf>& replicated,
-                    const std::vector<ShareSummary>& summaries, std::int64_t rank) {
+                    const std::vector<bool>& agreed, std::int64_t rank, std::int64_t world_size) {
   DividedState result;
   result.state.containers = state.containers;
-  const auto portions = portions_of(replicated, static_cast<std::int64_t>(summaries.size()));
+  const auto portions = portions_of(replicated, world_size);
   std::unordered_map<std::string_view, std::size_t> replicated_at;
   for (std::size_t i = 0; i < replicated.size(); ++i) replicated_at.emplace(replicated[i].path, i);
 
   std::vector<bool> written_by_other(state.leaves.size());
-  for (const ShardGroup& group : shares.groups) {
-    if (!is_agreed(group, summaries)) continue;
+  for (std::size_t g = 0; g < shares.groups.size(); ++g) {
+    if (!agreed[g]) continue;
+    const ShardGroup& group = shares.groups[g];
     std::vector<SharedBulk> bulks;
     for (const std::uint64_t bytes : group.bytes) bulks.push_back({bytes, 1});
     const auto writers = partition(bulks, static_cast<std::int64_t>(group.ranks.size()));
@@ -375,9 +428,8 @@ DividedState divide(const FlatState& state, const LocalShares& shares, const std
   for (std::size_t i = 0; i < state.leaves.size(); ++i) {
     const FlatLeaf& leaf = state.leaves[i];
     if (written_by_other[i]) {
-      ShardedTensor rest = *leaf.value->get_if<ShardedTensor>();
-      rest.shards.clear();
-      add_made(leaf, std::move(rest));
+      const auto& whole = *leaf.value->get_if<ShardedTensor>();
+      add_made(leaf, ShardedTensor{whole.dtype, whole.shape, {}, whole.layout, nullptr});
       continue;
     }
     const auto found = replicated_at.find(leaf.path);

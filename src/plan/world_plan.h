@@ -3,9 +3,11 @@
 // Each rank looks at its own state for what others have too (find_shares): leaves that globs name as replicated, and
 // the shards of sharded tensors that several ranks hold. It tells the others digests only (summary_of). Where the
 // digests of all ranks concerned agree, they have the same list, and each computes the same division of it (divide).
+// Whether they agree shows in sums over all ranks (ShareSums), which cost a rank the same however many there are.
 // Ranks whose lists of replicated leaves differ send each other the lists, and take what all have (common_leaves).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -55,13 +57,24 @@ struct ShareSummary {
     Digest content;
     friend bool operator==(const Group&, const Group&) = default;
   };
-  Digest replicated;
   std::vector<Group> groups;
   friend bool operator==(const ShareSummary&, const ShareSummary&) = default;
 };
-/// Groups beyond this many are not told, and so not shared.
+/// Groups beyond this many are not told, and so not shared, where not all ranks agree.
 inline constexpr std::size_t kMaxToldGroups = 4;
-inline constexpr std::size_t kMaxSummaryBytes = 17 + kMaxToldGroups * 24;
+inline constexpr std::size_t kMaxSummaryBytes = 1 + kMaxToldGroups * 24;
+
+/// Numbers to be added up over all ranks, modulo 2^64. Each sum is 0 when all agree, and, but for chance, only then.
+struct ShareSums {
+  std::array<std::uint64_t, 2> form{};     ///< of the replicated leaves, without content
+  std::array<std::uint64_t, 2> content{};  ///< of the replicated leaves
+  std::array<std::uint64_t, 2> groups{};   ///< every rank of every group tells the same of it
+};
+ShareSums sums_of(const LocalShares& shares, std::int64_t rank, std::int64_t world_size);
+/// A number of `value` to be added up with those of the other ranks: the sum is 0 when all have the same.
+std::uint64_t equal_term(std::uint64_t value, std::int64_t rank, std::int64_t world_size) noexcept;
+/// Of all that bears on how a rank's state is divided, but for content: the same digest, the same division.
+Digest form_of(const LocalShares& shares);
 
 ShareSummary summary_of(const LocalShares& shares);
 /// At most kMaxSummaryBytes.
@@ -91,9 +104,12 @@ struct DividedState {
   std::vector<std::unique_ptr<Value>> made;  ///< what `state` refers to beside the tree
 };
 
-/// The part of rank `rank`. `replicated`: agreed by all ranks. `summaries`: of all ranks, by rank.
+/// Of which groups all members have told the same, by group. `summaries`: of all ranks, by rank.
+std::vector<bool> agreed_groups(const LocalShares& shares, const std::vector<ShareSummary>& summaries);
+
+/// The part of rank `rank`. `replicated`: agreed by all ranks. `agreed`: by group, see agreed_groups.
 DividedState divide(const FlatState& state, const LocalShares& shares, const std::vector<ReplicatedLeaf>& replicated,
-                    const std::vector<ShareSummary>& summaries, std::int64_t rank);
+                    const std::vector<bool>& agreed, std::int64_t rank, std::int64_t world_size);
 
 /// The manifest of all: the entries of every rank's plan (paths with the rank in front), with the replicated leaves put
 /// together under rank 0. Throws Error(kInternal) when a portion is missing.

@@ -38,7 +38,7 @@ TEST(WorldPlan, ListsAndSummariesSurviveTheWay) {
     const std::string bytes = serialize(leaves);
     EXPECT_EQ(bytes.size(), serialized_size(leaves));
     EXPECT_EQ(parse_leaves(bytes), leaves);
-    ShareSummary summary{{random(), random()}, {}};
+    ShareSummary summary;
     for (auto count = random() % (kMaxToldGroups + 1); count > 0; --count) {
       summary.groups.push_back({random(), {random(), random()}});
     }
@@ -117,11 +117,10 @@ TEST(WorldPlan, EveryByteIsWrittenOnceByTheRanksTogether) {
     flatten(root, "s", state);
     const LocalShares shares = find_shares(state, {"s/*"});
     EXPECT_EQ(shares.replicated.size(), state.leaves.size());
-    const std::vector<ShareSummary> summaries(static_cast<std::size_t>(world_size), summary_of(shares));
     std::vector<Manifest> parts;
     std::uint64_t written = 0;
     for (std::int64_t rank = 0; rank < world_size; ++rank) {
-      const DividedState part = divide(state, shares, shares.replicated, summaries, rank);
+      const DividedState part = divide(state, shares, shares.replicated, {}, rank, world_size);
       WritePlanOptions options;
       options.take_id = "id";
       options.rank = rank;

@@ -4,18 +4,19 @@
 #include <utility>
 
 #include "manifest/metadata_seal.h"
+#include "manifest/validate.h"
 #include "snapshot/internal.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/snapshot.h"
 
 namespace torchsnapshot {
 
-/// Far above any real manifest (10 million entries are about 3 GB), far below what would hurt.
-constexpr std::uint64_t kMaxMetadataBytes = 8ULL << 30;
-
-SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop, bool verify) {
+SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop, bool verify, std::string* index_take) {
   const std::string name(kMetadataName);
   const std::string text = storage.read_all(name, kMaxMetadataBytes, stop);
+  if (const auto seal = seal_of(std::string_view(text).substr(0, kSealHeadBytes)); seal && index_take != nullptr) {
+    *index_take = seal->index_take;
+  }
   try {
     return parse_sealed_metadata(text, verify);
   } catch (const Error& error) {
@@ -29,7 +30,7 @@ bool has_seal(Storage& storage, const std::stop_token& stop) {
   const std::uint64_t size = storage.sizes(std::span(&name, 1), stop).front().value_or(0);
   std::string head(std::min(size, kHeadBytes), '\0');
   storage.open(name, stop)->read(0, std::as_writable_bytes(std::span(head)));
-  return head.find("+crc32c.") != std::string::npos;
+  return seal_of(head).has_value();
 }
 
 Snapshot::Snapshot(const std::string& url, const StorageOptions& storage_options)
@@ -57,6 +58,37 @@ std::shared_ptr<const SnapshotMetadata> Snapshot::metadata(bool verify) const {
     }
   }
   return cache_->metadata;
+}
+
+std::shared_ptr<const SavedState> Snapshot::Cache::part(const Snapshot& snapshot, std::int64_t rank,
+                                                        const std::vector<std::string>& paths, const IoOptions& io) {
+  const std::lock_guard lock(mutex);
+  if (metadata) return nullptr;  // all of it is here
+  if (!index_is_known) {
+    index = open_index(*snapshot.storage_, io.stop, io.on_notice);
+    index_is_known = true;
+  }
+  if (!index) return nullptr;
+  auto found = std::make_shared<SnapshotMetadata>();
+  found->world_size = index->world_size();
+  try {
+    for (const std::string& path : paths) {
+      for (std::size_t at = path.find('/'); at != std::string::npos; at = path.find('/', at + 1)) {
+        index->select(std::string_view(path).substr(0, at), false, found->manifest);
+      }
+      index->select(path, true, found->manifest);
+    }
+    validate(*found);
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kCancelled) throw;
+    index.reset();
+    if (io.on_notice) {
+      io.on_notice("the index of the metadata in " + snapshot.storage_->url() +
+                   " can't be used, so all of the metadata is read instead: " + error.what());
+    }
+    return nullptr;
+  }
+  return std::make_shared<const SavedState>(std::move(found), rank);
 }
 
 std::shared_ptr<const SavedState> Snapshot::Cache::state(const Snapshot& snapshot, std::int64_t rank, bool verify) {

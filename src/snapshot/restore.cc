@@ -111,8 +111,18 @@ RestoreReport Snapshot::restore(AppState& app, const RestoreOptions& options) co
   RestoreReport report;
   StateReader reader(options.allocate, options.decode);
   std::vector<std::pair<std::size_t, std::size_t>> planned;  // index in the app state, in the reader
+  const auto state_of_keys = [&](std::int64_t of_rank) {
+    std::vector<std::string> paths;
+    for (const auto& [key, target] : app) paths.push_back(encode_component(key));
+    auto part = cache_->part(*this, of_rank, paths, options.io);
+    const auto has = [&part](const std::string& path) { return part->groups.contains(path); };
+    // What is missing is told with what there is.
+    if (part && std::all_of(paths.begin(), paths.end(), has)) return part;
+    return cache_->state(*this, of_rank, options.io.checksums);
+  };
+  std::shared_ptr<const SavedState> saved;  // the reader refers to it
   const auto read = [&] {
-    const auto saved = cache_->state(*this, rank, options.io.checksums);
+    saved = state_of_keys(rank);
     for (std::size_t i = 0; i < app.size(); ++i) {
       const auto& [key, target] = app[i];
       const std::string path = encode_component(key);
@@ -159,6 +169,12 @@ Value Snapshot::read_object(const std::string& path, const Value* target, const 
   } catch (const Error&) {
     throw Error(ErrorCode::kEntryNotFound,
                 "'" + path + "' does not begin with a rank; paths are 'RANK/key/sub/path', such as '0/" + path + "'");
+  }
+  if (const auto part = cache_->part(*this, rank, {std::string(inner)}, options.io)) {
+    const std::vector<const ViewEntry*> entries = entries_below(part->view, inner);
+    if (!entries.empty() && part->view.find(inner) != nullptr) {
+      return read_tree(*storage_, cache_->checksums, std::string(inner), entries, target, options);
+    }
   }
   // Most often the look-up is enough; the view of a large snapshot takes longer to make than this to read.
   const auto manifest = metadata(options.io.checksums);

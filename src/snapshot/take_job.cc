@@ -20,10 +20,12 @@
 #include <utility>
 
 #include "integrity/checksum_sidecar.h"
+#include "manifest/manifest_index.h"
 #include "manifest/metadata_seal.h"
 #include "pipeline/checksum_store.h"
 #include "pipeline/options.h"
 #include "snapshot/internal.h"
+#include "snapshot/metadata_index.h"
 #include "snapshot/take_marker.h"
 #include "snapshot/take_objects.h"
 #include "snapshot/world_take.h"
@@ -37,8 +39,9 @@ namespace {
 std::vector<std::string> committed_locations(Storage& storage, const IoOptions& io) {
   std::vector<std::string> locations;
   std::unordered_set<std::string> sidecars;
+  std::string index_take;
   try {
-    const SnapshotMetadata old = load_metadata(storage, io.stop, true);
+    const SnapshotMetadata old = load_metadata(storage, io.stop, true, &index_take);
     for (const auto& [path, entry] : old.manifest) {
       for (const std::string_view location : entry_locations(entry)) {
         if (!is_plain_location(location)) continue;
@@ -55,6 +58,7 @@ std::vector<std::string> committed_locations(Storage& storage, const IoOptions& 
     }
   }
   locations.insert(locations.end(), sidecars.begin(), sidecars.end());
+  if (!index_take.empty()) locations.push_back(index_location(index_take));
   return locations;
 }
 
@@ -79,19 +83,43 @@ bool may_be_committed(Storage& storage, std::string_view text) {
 
 template <typename Step>
 auto TakeJob::step(const Step& step) {
+  std::exception_ptr cause;
   try {
     return step();
-  } catch (const Error& error) {
-    fail(std::current_exception());
-    throw error.with_context("taking a snapshot to " + storage_->url());
   } catch (...) {
-    fail(std::current_exception());
-    throw;
+    cause = cause_of(std::current_exception());
+    fail(cause);
   }
+  try {
+    std::rethrow_exception(cause);
+  } catch (const Error& error) {
+    throw error.with_context("taking a snapshot to " + storage_->url());
+  }
+}
+
+std::exception_ptr TakeJob::cause_of(const std::exception_ptr& error) noexcept {
+  const bool was_stopped = watch_ && watch_->has_seen_failure() && !callers_stop_.stop_requested();
+  watch_.reset();
+  if (!was_stopped) return error;
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& own) {
+    if (own.code() != ErrorCode::kCancelled) return error;  // both have failed
+  } catch (...) {
+    return error;
+  }
+  try {
+    vote_->throw_failure();
+  } catch (...) {
+    return std::current_exception();
+  }
+  return error;
 }
 
 TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const TakeOptions& options, Staging staging)
     : storage_(std::move(storage)),
+      callers_stop_(options.io.stop),
+      forward_(callers_stop_, [this] { stop_.request_stop(); }),
       io_(options.io),
       on_copied_(options.on_copied),
       metadata_(std::make_shared<SnapshotMetadata>()) {
@@ -99,12 +127,15 @@ TakeJob::TakeJob(std::shared_ptr<Storage> storage, const AppState& app, const Ta
     ranks_ = options.coordinator;
     rank_ = ranks_->rank();
   }
+  io_.stop = stop_.get_token();
+  index_entries_ = options.index_entries;
   if (publishes()) turn_.emplace(storage_->url());
   step([&] {
     plan(app, options);
     for (const WriteObject& object : plan_.objects) written_.push_back(object.location);
     pipeline_ = std::make_unique<WritePipeline>(plan_, *storage_, io_, staging,
                                                 WriteGuard::Limits{.user_faults = options.lazy_user_faults});
+    if (vote_) watch_ = std::make_unique<FailureWatch>(*vote_, [this] { stop_.request_stop(); });
   });
 }
 
@@ -117,14 +148,33 @@ void TakeJob::plan(const AppState& app, const TakeOptions& options) {
     vote_->set_poll(io_.poll);
     plan_ = std::move(take.plan);
     metadata_->world_size = ranks_->world_size();
-    metadata_->manifest = std::move(take.manifest);
+    parts_ = std::move(take.parts);
+    replicated_ = std::move(take.replicated);
   } else {
     take_id_ = make_take_id();
     plan_ = plan_write(flatten_app(app), plan_options(options, take_id_));
     metadata_->world_size = 1;
     metadata_->manifest = std::move(plan_.manifest);
+    seal_metadata();
   }
-  if (publishes()) text_ = write_sealed_metadata(*metadata_);
+}
+
+void TakeJob::seal_metadata() {
+  const bool has_index = metadata_->manifest.size() >= index_entries_;
+  text_ = write_sealed_metadata(*metadata_, has_index ? take_id_ : std::string());
+  if (text_.size() > kMaxMetadataBytes) {
+    throw Error(ErrorCode::kUnsupported, "the metadata of " + std::to_string(metadata_->manifest.size()) +
+                                             " entries takes more than " + std::to_string(kMaxMetadataBytes >> 30) +
+                                             " GiB, which can't be read again");
+  }
+}
+
+/// With several ranks: the metadata, while they write.
+void TakeJob::merge() {
+  if (!parts_) return;
+  metadata_->manifest = parts_->merge(take_id_, replicated_);
+  parts_.reset();
+  seal_metadata();
 }
 
 TakeJob::~TakeJob() {
@@ -133,6 +183,7 @@ TakeJob::~TakeJob() {
 
 /// Tells the other ranks, and removes what was written.
 void TakeJob::fail(const std::exception_ptr& error) noexcept {
+  watch_.reset();
   if (vote_) {
     vote_->fail(error, is_over_);
     if (vote_->may_be_committed()) is_over_ = true;
@@ -146,9 +197,13 @@ void TakeJob::clean_up() noexcept {
   try {
     if (ranks_ && publishes() && !take_id_.empty()) {
       // What ranks that are dead have left, too. Those that live remove their own, now or when they learn of the end.
-      for (const char* folder : {"data/", ".torchsnapshot/"}) {
-        const auto found = storage_->list(folder + take_id_ + "/");
-        written_.insert(written_.end(), found.begin(), found.end());
+      try {
+        for (const char* folder : {"data/", ".torchsnapshot/"}) {
+          const auto found = storage_->list(folder + take_id_ + "/");
+          written_.insert(written_.end(), found.begin(), found.end());
+        }
+      } catch (const Error& error) {  // a storage that can't list, as plugins: at least what this rank has written
+        if (io_.on_notice) io_.on_notice(std::string("what dead ranks have left can't be found: ") + error.what());
       }
     }
     remove_quietly(*storage_, written_, io_);
@@ -166,11 +221,14 @@ std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
     pipeline_->wait_copied();
     if (on_copied_) on_copied_();
     if (publishes()) write_object(take_marker_location(take_id_, rank_), make_take_marker(this_process()));
+    merge();
     write_checksums(pipeline_->finish());
+    write_metadata_index();
     pass_on_notices(*storage_, io_);
     pipeline_.reset();
     plan_ = {};
     storage_->sync();
+    watch_.reset();
     if (vote_) vote_->arrive();
     if (publishes()) return commit();
     vote_->wait_for_verdict(io_.stop);
@@ -206,6 +264,13 @@ std::vector<std::string> TakeJob::commit() {
 void TakeJob::write_checksums(const ChecksumTables& tables) {
   if (tables.empty()) return;
   write_object(checksum_location(take_id_, rank_), serialize_checksums(tables));
+}
+
+/// Before the metadata, which names it.
+void TakeJob::write_metadata_index() {
+  const auto seal = seal_of(std::string_view(text_).substr(0, kSealHeadBytes));
+  if (!seal || seal->index_take.empty()) return;
+  write_object(index_location(take_id_), write_index(*metadata_, take_id_, {text_.size(), seal->crc}));
 }
 
 void TakeJob::write_object(const std::string& location, std::string_view content) {

@@ -1,14 +1,25 @@
 // The exchanges of a take. Each rank brings what it has, errors included, so that no rank waits for one that failed.
-//  1. All to all, some 150 bytes each: is this rank well; the take's id (rank 0's counts); digests of what it may have
-//     in common with others (plan/world_plan.h).
+//  1. Sums over all ranks, some 400 bytes however many there are: how many are not well; a new take's id (rank 0's);
+//     whether all have in common what they may have (plan/world_plan.h); whether all have the plan of the last take,
+//     which they remember (plan_memory.h), entries and all.
 //     If a rank is not well, one more tells why, and the take ends on all.
-//  2. Only if the replicated leaves differ: all to all, the lists of them.
-//  3. To rank 0: the entries of this rank's plan, or why there are none.
-// Then each rank writes, and the vote (coord/commit_vote.cc) ends the take.
+//  If all have the plan of the last take, that is it, but for values (a step, a learning rate): if any has other ones,
+//     2. to rank 0: the values of those that have.
+//  Else
+//     2. only if the replicated leaves differ: all to all, the lists of them;
+//     3. only if ranks that hold the same shards do not describe them alike: all to all, digests of them;
+//     4. to rank 0: the entries of this rank's plan, or why there are none. With many ranks first the digests of their
+//        forms (manifest/compact_part.h), and one rank for each form sends it.
+// Then each rank writes, and the vote (coord/commit_vote.cc) ends the take. Rank 0 merges the entries meanwhile.
+// The take's id of a plan that is taken again follows from the id that it was first taken with, and the number of takes
+// since; so all ranks know it.
 
 #include "snapshot/world_take.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
 #include <exception>
 #include <random>
 #include <string_view>
@@ -16,9 +27,13 @@
 #include <utility>
 #include <vector>
 
+#include "coord/counted.h"
 #include "coord/peer_error.h"
 #include "core/path_codec.h"
+#include "manifest/compact_stream.h"
+#include "plan/world_parts.h"
 #include "plan/world_plan.h"
+#include "snapshot/plan_memory.h"
 #include "state/flatten.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/manifest.h"
@@ -26,52 +41,98 @@
 namespace torchsnapshot {
 namespace {
 
-constexpr std::size_t kTakeIdDigits = 32;
-constexpr std::size_t kSizeDigits = 16;
 constexpr std::size_t kMaxErrorBytes = 64 << 10;
+constexpr std::size_t kMaxErrorsBytes = 64 << 20;
+constexpr std::int64_t kTakeIdWords = 2;
 
-/// What a rank says in the first exchange.
-struct Greeting {
-  std::size_t error_bytes = 0;  ///< 0: it is well
-  std::size_t list_bytes = 0;   ///< of its list of replicated leaves
-  std::string take_id;
-  ShareSummary shares;
+std::string hex_of(std::uint64_t high, std::uint64_t low) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (const std::uint64_t word : {high, low}) {
+    for (int shift = 60; shift >= 0; shift -= 4) text += kDigits[(word >> static_cast<unsigned>(shift)) & 15U];
+  }
+  return text;
+}
+
+/// How many ranks have messages of which size, in powers of two: so that a sum tells the largest, nearly.
+class SizeClasses {
+ public:
+  static constexpr std::size_t kWords = 16;
+
+  /// At most 2^32 ranks, and 2^31 bytes.
+  void add(std::size_t bytes) {
+    if (bytes == 0) return;
+    const auto number = std::min<std::size_t>(static_cast<std::size_t>(std::bit_width(bytes - 1)), 2 * kWords - 1);
+    words[number / 2] += std::uint64_t{1} << (32 * (number % 2));
+  }
+  /// No message is longer; 0 when there is none.
+  [[nodiscard]] std::size_t limit() const {
+    for (std::size_t number = 2 * kWords; number-- > 0;) {
+      if (((words[number / 2] >> (32 * (number % 2))) & 0xFFFFFFFFU) != 0) return std::size_t{1} << number;
+    }
+    return 0;
+  }
+
+  std::array<std::uint64_t, kWords> words{};
 };
 
-constexpr std::size_t kMaxGreetingBytes = 2 * kSizeDigits + kTakeIdDigits + kMaxSummaryBytes;
+/// What a rank says in the first exchange; after it, the sums of all.
+struct Greeting {
+  std::uint64_t unwell = 0;
+  std::uint64_t changed = 0;                          ///< has not the plan of the last take
+  std::array<std::uint64_t, 2> memory{};              ///< 0 when all remember the same take
+  std::array<std::uint64_t, kTakeIdWords> take_id{};  ///< rank 0's
+  ShareSums shares;
+  SizeClasses lists;   ///< of replicated leaves
+  SizeClasses values;  ///< that rank 0 has not; of a rank that is not well: its error
 
-std::string digits(std::size_t number) {
-  std::string text = std::to_string(number);
-  return std::string(kSizeDigits - text.size(), '0') + text;
-}
-
-std::string serialize(const Greeting& greeting) {
-  return digits(greeting.error_bytes) + digits(greeting.list_bytes) + greeting.take_id + serialize(greeting.shares);
-}
-
-Greeting parse_greeting(std::string_view bytes) {
-  if (bytes.size() < 2 * kSizeDigits + kTakeIdDigits) throw Error(ErrorCode::kCorrupt, "a greeting is cut off");
-  Greeting greeting;
-  greeting.error_bytes = std::stoull(std::string(bytes.substr(0, kSizeDigits)));
-  greeting.list_bytes = std::stoull(std::string(bytes.substr(kSizeDigits, kSizeDigits)));
-  greeting.take_id = bytes.substr(2 * kSizeDigits, kTakeIdDigits);
-  greeting.shares = parse_summary(bytes.substr(2 * kSizeDigits + kTakeIdDigits));
-  return greeting;
-}
-
-/// The first exchange. Throws the error of the first rank that is not well.
-std::vector<Greeting> greet(Coordinator& ranks, Greeting mine, const std::string& error) {
-  const std::string text = error.substr(0, kMaxErrorBytes);
-  mine.error_bytes = text.size();
-  if (mine.take_id.empty()) mine.take_id = std::string(kTakeIdDigits, '0');
-  std::vector<Greeting> all;
-  std::size_t longest_error = 0;
-  for (const std::string& bytes : ranks.all_gather(serialize(mine), kMaxGreetingBytes)) {
-    all.push_back(parse_greeting(bytes));
-    longest_error = std::max(longest_error, all.back().error_bytes);
+  [[nodiscard]] std::vector<std::uint64_t> words() const {
+    std::vector<std::uint64_t> all{unwell, changed};
+    const auto add = [&all](const auto& some) { all.insert(all.end(), some.begin(), some.end()); };
+    add(memory);
+    add(take_id);
+    add(shares.form);
+    add(shares.content);
+    add(shares.groups);
+    add(lists.words);
+    add(values.words);
+    return all;
   }
-  if (longest_error == 0) return all;
-  const auto texts = ranks.all_gather(text, longest_error);
+  void read(const std::vector<std::uint64_t>& all) {
+    std::size_t at = 2;
+    const auto get = [&](auto& some) {
+      for (auto& word : some) word = all.at(at++);
+    };
+    unwell = all.at(0);
+    changed = all.at(1);
+    get(memory);
+    get(take_id);
+    get(shares.form);
+    get(shares.content);
+    get(shares.groups);
+    get(lists.words);
+    get(values.words);
+  }
+};
+
+bool is_zero(const std::array<std::uint64_t, 2>& sum) {
+  return sum[0] == 0 && sum[1] == 0;
+}
+
+/// The first exchange: the sums. Throws the error of the first rank that is not well.
+Greeting greet(Coordinator& ranks, Greeting mine, const std::string& error) {
+  // Every rank may send as much, so that all errors together stay within bounds.
+  const std::size_t room = std::max<std::size_t>(kMaxErrorsBytes / static_cast<std::size_t>(ranks.world_size()), 512);
+  const std::string text = error.substr(0, std::min(kMaxErrorBytes, room));
+  if (!text.empty()) {
+    mine.unwell = 1;
+    mine.values = {};
+    mine.values.add(text.size());
+  }
+  Greeting all;
+  all.read(ranks.all_sum(mine.words()));
+  if (all.unwell == 0) return all;
+  const auto texts = ranks.all_gather(text, std::max(all.values.limit(), text.size()));
   for (std::size_t rank = 0; rank < texts.size(); ++rank) {
     if (!texts[rank].empty()) throw decode_error(static_cast<std::int64_t>(rank), texts[rank]);
   }
@@ -86,18 +147,12 @@ std::string some_of(const std::vector<std::string>& paths) {
   return text;
 }
 
-/// The leaves that all ranks count as replicated. The second exchange, if there is need of it.
-std::vector<ReplicatedLeaf> agree_on_replicated(Coordinator& ranks, const std::vector<Greeting>& greetings,
-                                                const LocalShares& shares, const IoOptions& io) {
-  std::size_t longest = 0;
-  bool alike = true;
-  for (const Greeting& greeting : greetings) {
-    longest = std::max(longest, greeting.list_bytes);
-    alike = alike && greeting.shares.replicated == greetings.front().shares.replicated;
-  }
-  if (alike) return shares.replicated;
+/// The leaves that all ranks count as replicated; an exchange, if there is need of it.
+std::vector<ReplicatedLeaf> agree_on_replicated(Coordinator& ranks, const Greeting& all, const LocalShares& shares,
+                                                const IoOptions& io) {
+  if (is_zero(all.shares.form) && is_zero(all.shares.content)) return shares.replicated;
   std::vector<std::vector<ReplicatedLeaf>> lists;
-  for (const std::string& bytes : ranks.all_gather(serialize(shares.replicated), longest)) {
+  for (const std::string& bytes : ranks.all_gather(serialize(shares.replicated), all.lists.limit())) {
     lists.push_back(parse_leaves(bytes));
   }
   CommonLeaves common = common_leaves(lists);
@@ -114,45 +169,210 @@ std::vector<ReplicatedLeaf> agree_on_replicated(Coordinator& ranks, const std::v
   return std::move(common.leaves);
 }
 
+/// The groups that all their members describe alike; an exchange, if there is need of it.
+std::vector<bool> agree_on_groups(Coordinator& ranks, const Greeting& all, const LocalShares& shares) {
+  if (is_zero(all.shares.groups)) return std::vector<bool>(shares.groups.size(), true);
+  std::vector<ShareSummary> summaries;
+  for (const std::string& bytes : ranks.all_gather(serialize(summary_of(shares)), kMaxSummaryBytes)) {
+    summaries.push_back(parse_summary(bytes));
+  }
+  return agreed_groups(shares, summaries);
+}
+
 constexpr char kEntries = 'M';
 constexpr char kFailure = 'E';
 
-/// The third exchange: on rank 0, the manifests of all ranks.
-std::vector<Manifest> gather_manifests(Coordinator& ranks, const Manifest* mine, const std::string& error) {
-  std::string message;
-  if (mine == nullptr) {
-    message = kFailure + error;
-  } else if (ranks.rank() != 0) {
-    SnapshotMetadata part{.version = TORCHSNAPSHOT_VERSION, .world_size = ranks.world_size(), .manifest = *mine};
-    message = kEntries + write_metadata(part);
-  }
-  const auto messages = ranks.gather(message);
-  std::vector<Manifest> manifests;
+/// On rank 0, the parts of all ranks; null elsewhere. `mine`: null when there are none, because of `error`.
+std::shared_ptr<const WorldParts> gather_parts(Coordinator& ranks, const CompactPart* mine, const std::string& error) {
+  const std::string message = mine == nullptr ? kFailure + error : kEntries + serialize(*mine);
+  const auto messages = ranks.gather(ranks.rank() == 0 && mine != nullptr ? std::string() : message);
+  if (ranks.rank() != 0) return nullptr;
+  auto parts = std::make_shared<WorldParts>(messages.size());
   for (std::size_t rank = 0; rank < messages.size(); ++rank) {
     const std::string_view text = messages[rank];
     if (!text.empty() && text.front() == kFailure) throw decode_error(static_cast<std::int64_t>(rank), text.substr(1));
     if (rank == 0) {
-      manifests.push_back(*mine);
+      parts->set(0, *mine);
     } else if (text.empty()) {
       throw Error(ErrorCode::kInternal, "rank " + std::to_string(rank) + " sent no entries");
     } else {
-      manifests.push_back(parse_metadata(text.substr(1)).manifest);
+      parts->set(rank, parse_part(text.substr(1)));
     }
   }
-  return manifests;
+  return parts;
 }
+
+/// The same for many ranks: digests first.
+std::shared_ptr<const WorldParts> gather_many_parts(Coordinator& ranks, const CompactPart* mine,
+                                                    const std::string& error) {
+  const std::string rest = mine == nullptr ? error : serialize_rest(*mine);
+  const PartNotice own{mine != nullptr, mine == nullptr ? Digest() : digest_of_bytes(mine->form), rest.size()};
+  std::vector<PartNotice> notices;
+  for (const std::string& bytes : ranks.gather_within(serialize(own), PartNotice::kBytes)) {
+    notices.push_back(parse_notice(bytes));
+  }
+  const PartCall call = parse_call(ranks.broadcast(ranks.rank() == 0 ? serialize(call_for(notices)) : std::string()));
+  const auto rests = ranks.gather_within(rest, call.longest_rest);
+  const auto forms = call.senders.empty()
+                         ? std::vector<std::string>()
+                         : ranks.gather_from(call.senders, mine == nullptr ? std::string() : mine->form);
+  if (ranks.rank() != 0) return nullptr;
+  for (std::size_t rank = 0; rank < notices.size(); ++rank) {
+    if (!notices[rank].is_well) throw decode_error(static_cast<std::int64_t>(rank), rests[rank]);
+  }
+  return std::make_shared<const WorldParts>(put_together(*mine, notices, call, rests, forms));
+}
+
+/// The id of the next take with a plan that is remembered.
+std::string next_take_id(const TakeMemory& memory) {
+  Digester digester;
+  for (int round = 0; round < 2; ++round) {
+    digester.add(std::string_view(memory.seed));
+    digester.add(memory.count + 1);
+  }
+  const Digest digest = digester.digest();
+  return hex_of(digest.high, digest.low);
+}
+
+Digest digest_of_plan(const CompactPart& part) {
+  Digester digester;
+  digester.add(std::string_view(part.form));
+  digester.add(std::string_view(part.places));
+  return digester.digest();
+}
+
+/// This rank's part of a take on its way.
+class Planner {
+ public:
+  Planner(Coordinator& ranks, const AppState& app, const TakeOptions& options)
+      : ranks_(ranks), options_(options), state_(flatten_app(app)), shares_(find_shares(state_, options.replicated)) {
+    Digester input;
+    const Digest form = form_of(shares_);
+    input.add(form.high);
+    input.add(form.low);
+    for (const std::uint64_t limit : {options.max_chunk_bytes, options.max_shard_bytes, options.slab_bytes}) {
+      input.add(limit);
+    }
+    input.add(static_cast<std::uint64_t>(options.batching));
+    input_ = input.digest();
+  }
+
+  /// What this rank says first. Plans as before, if the input is as before.
+  Greeting greeting(const TakeMemory* memory) {
+    Greeting mine;
+    mine.changed = 1;
+    if (memory != nullptr && memory->input == input_) plan_again(*memory, mine);
+    Digester remembered;
+    if (memory != nullptr) {
+      remembered.add(std::string_view(memory->seed));
+      remembered.add(memory->count);
+    }
+    const std::int64_t rank = ranks_.rank();
+    const std::int64_t size = ranks_.world_size();
+    const Digest digest = remembered.digest();
+    mine.memory = {equal_term(digest.high, rank, size), equal_term(digest.low, rank, size)};
+    if (rank == 0) mine.take_id = fresh_id();
+    mine.shares = sums_of(shares_, rank, size);
+    mine.lists.add(serialized_size(shares_.replicated));
+    return mine;
+  }
+
+  /// The plan of the last take holds for all.
+  void repeat(WorldTake& take, const Greeting& all, TakeMemory& memory) {
+    ++memory.count;
+    take.is_unchanged = true;
+    take.plan = std::move(plan_);
+    const bool has_new = part_.values != memory.values;
+    memory.values = std::move(part_.values);
+    if (all.values.limit() != 0) {
+      // A byte in front tells new values that are empty from none.
+      const bool sends = has_new && ranks_.rank() != 0;
+      const auto news = ranks_.gather_within(sends ? kEntries + memory.values : std::string(), all.values.limit());
+      if (ranks_.rank() == 0) memory.parts = with_values(*memory.parts, news);
+    }
+    if (ranks_.rank() == 0 && has_new) memory.parts = with_values(*memory.parts, {kEntries + memory.values});
+    take.parts = memory.parts;
+    take.replicated = memory.replicated;
+  }
+
+  /// A new plan.
+  std::shared_ptr<TakeMemory> agree(WorldTake& take, const Greeting& all) {
+    auto memory = std::make_shared<TakeMemory>();
+    memory->seed = take.take_id;
+    memory->input = input_;
+    memory->replicated = agree_on_replicated(ranks_, all, shares_, options_.io);
+    memory->agreed = agree_on_groups(ranks_, all, shares_);
+    const auto gather = ranks_.world_size() > options_.direct_ranks ? gather_many_parts : gather_parts;
+    std::exception_ptr failure;
+    try {
+      make_plan(*memory, take.take_id);
+    } catch (const Error& error) {
+      failure = std::current_exception();
+      gather(ranks_, nullptr, encode_error(error));
+    }
+    if (failure) std::rethrow_exception(failure);
+    memory->parts = gather(ranks_, &part_, {});
+    memory->part = digest_of_plan(part_);
+    memory->values = std::move(part_.values);
+    take.plan = std::move(plan_);
+    take.parts = memory->parts;
+    take.replicated = memory->replicated;
+    return memory;
+  }
+
+ private:
+  void plan_again(const TakeMemory& memory, Greeting& mine) {
+    try {
+      make_plan(memory, next_take_id(memory));
+    } catch (const Error&) {
+      return;  // it comes again when the plan is made anew, and is told then
+    }
+    if (digest_of_plan(part_) != memory.part) return;
+    mine.changed = 0;
+    if (ranks_.rank() != 0 && part_.values != memory.values) mine.values.add(part_.values.size() + 1);
+  }
+
+  void make_plan(const TakeMemory& memory, const std::string& take_id) {
+    const DividedState part =
+        divide(state_, shares_, memory.replicated, memory.agreed, ranks_.rank(), ranks_.world_size());
+    WritePlanOptions limits = plan_options(options_, take_id);
+    limits.rank = ranks_.rank();
+    limits.world_size = ranks_.world_size();
+    limits.replicated.clear();  // decided already
+    plan_ = plan_write(part.state, limits);
+    part_ = encode_part(plan_.manifest, limits.rank, take_id);
+  }
+
+  static std::shared_ptr<const WorldParts> with_values(const WorldParts& parts, const std::vector<std::string>& news) {
+    auto changed = std::make_shared<WorldParts>(parts);
+    for (std::size_t rank = 0; rank < news.size(); ++rank) {
+      if (!news[rank].empty()) changed->set_values(rank, news[rank].substr(1));
+    }
+    return changed;
+  }
+
+  static std::array<std::uint64_t, kTakeIdWords> fresh_id() {
+    std::random_device random;
+    const auto word = [&random] { return std::uint64_t{random()} << 32U | random(); };
+    return {word(), word()};
+  }
+
+  Coordinator& ranks_;
+  const TakeOptions& options_;
+  FlatState state_;
+  LocalShares shares_;
+  Digest input_;
+  WritePlan plan_;
+  CompactPart part_;
+};
 
 }  // namespace
 
 std::string make_take_id() {
   std::random_device random;
-  static constexpr char kDigits[] = "0123456789abcdef";
-  std::string id;
-  for (int word = 0; word < 4; ++word) {
-    std::uint32_t bits = random();
-    for (int digit = 0; digit < 8; ++digit, bits >>= 4U) id += kDigits[bits & 15U];
-  }
-  return id;
+  const auto word = [&random] { return std::uint64_t{random()} << 32U | random(); };
+  const std::uint64_t high = word();
+  return hex_of(high, word());
 }
 
 FlatState flatten_app(const AppState& app) {
@@ -184,48 +404,36 @@ void refuse_world_take(Coordinator& ranks, const std::string& error) {
   }
 }
 
-WorldTake plan_world_take(Coordinator& ranks, const AppState& app, const TakeOptions& options) {
+WorldTake plan_world_take(Coordinator& coordinator, const AppState& app, const TakeOptions& options) {
+  CountedCoordinator ranks(coordinator);
+  std::optional<Planner> planner;
   Greeting mine;
-  FlatState state;
-  LocalShares shares;
+  const std::shared_ptr<TakeMemory> memory = std::exchange(coordinator.memory(), nullptr);
   try {
-    state = flatten_app(app);
-    shares = find_shares(state, options.replicated);
-    mine.list_bytes = serialized_size(shares.replicated);
-    mine.take_id = make_take_id();
-    mine.shares = summary_of(shares);
+    planner.emplace(ranks, app, options);
+    mine = planner->greeting(memory.get());
   } catch (const Error& error) {
     refuse_world_take(ranks, encode_error(error));
     throw;
   }
-  const std::vector<Greeting> greetings = greet(ranks, std::move(mine), {});
+  const Greeting all = greet(ranks, mine, {});
+  const bool is_unchanged =
+      all.changed == 0 && is_zero(all.memory) && is_zero(all.shares.form) && is_zero(all.shares.content);
   WorldTake take;
-  take.take_id = greetings.front().take_id;
-  take.vote = std::make_unique<CommitVote>(ranks, take.take_id, options.commit_timeout);
+  take.take_id = is_unchanged ? next_take_id(*memory) : hex_of(all.take_id[0], all.take_id[1]);
+  take.vote = std::make_unique<CommitVote>(coordinator, take.take_id, options.commit_timeout);
   try {
-    const std::vector<ReplicatedLeaf> replicated = agree_on_replicated(ranks, greetings, shares, options.io);
-    std::vector<ShareSummary> summaries;
-    summaries.reserve(greetings.size());
-    for (const Greeting& greeting : greetings) summaries.push_back(greeting.shares);
-    const DividedState part = divide(state, shares, replicated, summaries, ranks.rank());
-    WritePlanOptions limits = plan_options(options, take.take_id);
-    limits.rank = ranks.rank();
-    limits.world_size = ranks.world_size();
-    limits.replicated.clear();  // decided already
-    std::exception_ptr failure;
-    try {
-      take.plan = plan_write(part.state, limits);
-    } catch (const Error& error) {
-      failure = std::current_exception();
-      gather_manifests(ranks, nullptr, encode_error(error));
+    if (is_unchanged) {
+      planner->repeat(take, all, *memory);
+      coordinator.memory() = memory;
+    } else {
+      coordinator.memory() = planner->agree(take, all);
     }
-    if (failure) std::rethrow_exception(failure);
-    const auto manifests = gather_manifests(ranks, &take.plan.manifest, {});
-    if (ranks.rank() == 0) take.manifest = merge_manifests(manifests, replicated);
   } catch (...) {
     take.vote->fail(std::current_exception());
     throw;
   }
+  if (options.on_planned) options.on_planned({take.is_unchanged, ranks.figures()});
   return take;
 }
 

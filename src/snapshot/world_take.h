@@ -3,8 +3,11 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "coord/commit_vote.h"
+#include "plan/world_parts.h"
+#include "plan/world_plan.h"
 #include "plan/write_plan.h"
 #include "torchsnapshot/coordinator.h"
 #include "torchsnapshot/snapshot.h"
@@ -21,9 +24,11 @@ WritePlanOptions plan_options(const TakeOptions& options, const std::string& tak
 /// One rank's part of a take.
 struct WorldTake {
   std::string take_id;
-  WritePlan plan;                    ///< of what this rank writes
-  Manifest manifest;                 ///< on rank 0: of the whole snapshot
-  std::unique_ptr<CommitVote> vote;  ///< on which the take ends
+  WritePlan plan;                           ///< of what this rank writes
+  bool is_unchanged = false;                ///< the plan of the last take
+  std::shared_ptr<const WorldParts> parts;  ///< on rank 0: the entries of all ranks
+  std::vector<ReplicatedLeaf> replicated;   ///< for WorldParts::merge
+  std::unique_ptr<CommitVote> vote;         ///< on which the take ends
 };
 
 /// Plans together with the other ranks; the exchanges are in world_take.cc. An error on any rank is an error on all:

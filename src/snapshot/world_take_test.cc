@@ -9,10 +9,13 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "coord/thread_world.h"
 #include "pipeline/faulty_storage.h"
+#include "snapshot/world_take.h"
+#include "storage/testing_forward.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/snapshot.h"
 
@@ -330,6 +333,57 @@ TEST(WorldTake, AFaultOfAnyRankAtAnyCallLeavesTheOldSnapshotOnAllRanks) {
   }
 }
 
+/// Takes a moment for each object, so that a rank is still writing when another has failed.
+class SlowStorage final : public ForwardingStorage {
+ public:
+  using ForwardingStorage::ForwardingStorage;
+  [[nodiscard]] int created() const noexcept { return created_; }
+
+  std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
+    ++created_;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    return ForwardingStorage::create(location, size, std::move(stop));
+  }
+
+ private:
+  std::atomic<int> created_{0};
+};
+
+TEST(WorldTake, ARankThatStillWritesEndsWhenAnotherFails) {
+  constexpr int kTensors = 3000;  // a minute, if it wrote them all
+  for (const bool async : {false, true}) {
+    const auto storage = fresh_storage();
+    const auto slow = std::make_shared<SlowStorage>(storage);
+    ThreadWorld world(3);
+    const auto errors = world.run([&](Coordinator& ranks) {
+      std::shared_ptr<Storage> own = storage;
+      if (ranks.rank() == 1) own = std::make_shared<FaultyStorage>(storage, 0);
+      if (ranks.rank() == 2) own = slow;
+      const Tensor tensor({kTensors, 8}, 0);
+      Dict state;
+      const int count = ranks.rank() == 2 ? kTensors : 1;
+      for (int i = 0; i < count; ++i) {
+        state.items.emplace_back("t" + std::to_string(i), narrow(tensor.view(), Box{{i, 0}, {1, 8}}));
+      }
+      TakeOptions options = options_for(ranks);
+      options.batching = false;
+      options.io.io_concurrency = 1;
+      const AppState app{{"s", std::move(state)}};
+      if (async) {
+        Snapshot::async_take(own, app, options).wait();
+      } else {
+        Snapshot::take(own, app, options);
+      }
+    });
+    EXPECT_THAT(errors, Each(HasSubstr("injected")));
+    EXPECT_THAT(errors[2], HasSubstr("rank 1: "));
+    EXPECT_THAT(errors[2], HasSubstr("taking a snapshot to"));
+    EXPECT_LT(slow->created(), kTensors / 2) << "it was told to end";
+    EXPECT_THAT(storage->list(""), IsEmpty());
+    EXPECT_EQ(world.store().size(), 0U);
+  }
+}
+
 TEST(WorldTake, ARankThatDiesInTheForeground) {
   const auto storage = fresh_storage();
   ThreadWorld world(3);
@@ -350,10 +404,7 @@ TEST(WorldTake, ARankThatDiesWhileItWrites) {
     TakeOptions options = options_for(ranks);
     options.commit_timeout = std::chrono::milliseconds(200);
     if (ranks.rank() == 1) {
-      // Its exchanges, then nothing more.
-      ranks.all_gather(std::string(16, '0') + std::string(48, '0') + std::string(17, '\0'), 1000);
-      ranks.all_gather("", 1000);
-      ranks.gather("M{\"version\": \"0.2.0\", \"world_size\": 3, \"manifest\": {}}");
+      plan_world_take(ranks, {}, options);  // its exchanges, then nothing more
       return;
     }
     Snapshot::take(storage, AppState{{"s", Dict{.items = {{"x", data.view()}}}}}, options);
@@ -361,6 +412,177 @@ TEST(WorldTake, ARankThatDiesWhileItWrites) {
   EXPECT_THAT(errors[0], HasSubstr("nothing was heard of rank 1 for 0.2 s"));
   EXPECT_THAT(errors[2], testing::AnyOf(HasSubstr("nothing was heard of rank 1"), HasSubstr("has heard nothing")));
   EXPECT_TRUE(storage->list("").empty());
+}
+
+/// What one take of several says of its plan, by rank.
+using Plans = std::vector<PlanReport>;
+
+TEST(WorldTake, APlanThatHasNotChangedIsNotExchangedAgain) {
+  for (const std::int64_t direct_ranks : {64, 0}) {
+    const auto storage = fresh_storage();
+    ThreadWorld world(4);
+    std::int64_t added = -1;  // a rank that has one more tensor
+    const auto take = [&](std::int64_t generation, std::int64_t step, std::int64_t stepping) {
+      Plans plans(4);
+      const auto errors = world.run([&](Coordinator& ranks) {
+        const std::int64_t rank = ranks.rank();
+        static const Tensor big({4096, 1024}, 0);  // where memory lies must not matter: the same each time
+        const std::int64_t half = rank % 2;
+        ShardedTensor sharded = shard_of({8, 6}, {{{half * 4, 0}, {4, 6}}}, generation);
+        sharded.replicas = {half, half + 2};
+        Dict own{
+            .items = {{"step", Integer(rank == stepping ? step : 1)}, {"x", Tensor({3}, generation + rank).view()}}};
+        if (rank == added) own.items.emplace_back("more", Tensor({2}, 0).view());
+        const AppState app{{"r", Dict{.items = {{"big", big.view()}, {"step", Integer(step)}}}},
+                           {"own", std::move(own)},
+                           {"s", Dict{.items = {{"t", std::move(sharded)}}}}};
+        TakeOptions options = options_for(ranks);
+        options.replicated = {"r/*"};
+        options.direct_ranks = direct_ranks;
+        options.on_planned = [&](const PlanReport& report) { plans[static_cast<std::size_t>(rank)] = report; };
+        Snapshot::take(storage, app, options);
+      });
+      EXPECT_THAT(errors, Each(IsEmpty()));
+      const Snapshot snapshot(storage);
+      for (std::int64_t rank = 0; rank < 4; ++rank) {
+        const std::string prefix = std::to_string(rank) + "/";
+        EXPECT_EQ(*snapshot.read_object(prefix + "r/step").get_if<Integer>(), Integer(step));
+        EXPECT_EQ(*snapshot.read_object(prefix + "own/step").get_if<Integer>(), Integer(rank == stepping ? step : 1));
+        EXPECT_EQ(elements(*snapshot.read_object(prefix + "own/x").get_if<TensorView>()),
+                  counting(3, generation + rank));
+        EXPECT_EQ(elements(*snapshot.read_object(prefix + "s/t").get_if<TensorView>()), counting(48, generation));
+        EXPECT_EQ(elements(*snapshot.read_object(prefix + "r/big").get_if<TensorView>()), counting(4096 * 1024, 0));
+      }
+      return plans;
+    };
+    const auto expect = [](const Plans& plans, bool unchanged, int exchanges) {
+      for (const PlanReport& plan : plans) {
+        EXPECT_EQ(plan.is_unchanged, unchanged);
+        EXPECT_EQ(plan.figures.exchanges, exchanges);
+      }
+    };
+    const int full = direct_ranks == 0 ? 5 : 2;
+    const Plans first = take(10, 1, 0);
+    expect(first, false, full);
+    const Plans again = take(20, 1, 0);
+    expect(again, true, 1);
+    expect(take(30, 2, 0), true, 1);  // of rank 0's values nobody need be told
+    const Plans stepped = take(40, 3, 2);
+    expect(stepped, true, 2);  // those of rank 2, and of rank 0, which is back to 1
+    expect(take(50, 4, 2), true, 2);
+    expect(take(50, 4, 2), true, 1);
+    for (const PlanReport& plan : again) EXPECT_LT(plan.figures.bytes_sent, 500U);
+    for (std::size_t rank = 1; rank < 4; ++rank) {
+      EXPECT_LT(again[rank].figures.bytes_received, 500U + 1000U) << "the sums, which this world gathers";
+      EXPECT_GT(first[rank].figures.bytes_sent, again[rank].figures.bytes_sent);
+    }
+    EXPECT_LT(stepped[1].figures.bytes_sent, 500U) << "rank 1 has no new values";
+    added = 3;
+    expect(take(60, 5, 1), false, full);
+    expect(take(70, 5, 1), true, 1);
+    added = -1;
+    expect(take(80, 5, 1), false, full);
+  }
+}
+
+TEST(WorldTake, RandomSequencesOfTakesOverOneWorld) {
+  // The state of each rank changes at random, in values or in layout; some takes fail. What is read back is what the
+  // last take that succeeded saved, and plans are repeated exactly when no layout has changed since the last plan.
+  std::mt19937 random(5);
+  for (int round = 0; round < 15; ++round) {
+    const auto size = static_cast<std::int64_t>(2 + random() % 4);
+    const auto storage = fresh_storage();
+    ThreadWorld world(size);
+    const auto of = [](std::int64_t rank) { return static_cast<std::size_t>(rank); };
+    std::vector<std::int64_t> tensors(of(size), 1);
+    std::vector<std::int64_t> steps(of(size), 0);
+    std::int64_t replicated = 2;
+    bool layout_changed = true;
+    std::int64_t seen_unchanged = 0;
+    for (std::int64_t generation = 1; generation < 12; ++generation) {
+      switch (random() % 5) {
+        case 0:
+          ++tensors[random() % of(size)];
+          layout_changed = true;
+          break;
+        case 1:
+          ++replicated;
+          layout_changed = true;
+          break;
+        case 2:
+        case 3:
+          steps[random() % of(size)] += static_cast<std::int64_t>(random() % 1000);
+          break;
+        default:
+          break;
+      }
+      const std::int64_t broken = random() % 4 == 0 ? static_cast<std::int64_t>(random() % of(size)) : -1;
+      const std::int64_t direct_ranks = random() % 2 == 0 ? 64 : 0;
+      Plans plans(of(size));
+      const auto errors = world.run([&](Coordinator& ranks) {
+        const std::int64_t rank = ranks.rank();
+        Dict own{.items = {{"step", Integer(steps[of(rank)])}}};
+        for (std::int64_t i = 0; i < tensors[of(rank)]; ++i) {
+          own.items.emplace_back("t" + std::to_string(i), Tensor({i + 1}, generation * 100 + rank).view());
+        }
+        Dict same;
+        for (std::int64_t i = 0; i < replicated; ++i) {
+          same.items.emplace_back("r" + std::to_string(i), Tensor({7}, generation + i).view());
+        }
+        TakeOptions options = options_for(ranks);
+        options.replicated = {"same/*"};
+        options.direct_ranks = direct_ranks;
+        options.on_planned = [&](const PlanReport& report) { plans[of(rank)] = report; };
+        std::shared_ptr<Storage> place = storage;
+        if (rank == broken) place = std::make_shared<FaultyStorage>(storage, 0);
+        Snapshot::take(place, AppState{{"own", std::move(own)}, {"same", std::move(same)}}, options);
+      });
+      for (const PlanReport& plan : plans) EXPECT_EQ(plan.is_unchanged, !layout_changed) << generation;
+      seen_unchanged += plans[0].is_unchanged ? 1 : 0;
+      layout_changed = false;
+      if (broken >= 0) {
+        EXPECT_THAT(errors, Each(HasSubstr("injected")));
+        continue;
+      }
+      ASSERT_THAT(errors, Each(IsEmpty()));
+      const Snapshot snapshot(storage);
+      for (std::int64_t rank = 0; rank < size; ++rank) {
+        const std::string prefix = std::to_string(rank) + "/";
+        EXPECT_EQ(*snapshot.read_object(prefix + "own/step").get_if<Integer>(), Integer(steps[of(rank)]));
+        for (std::int64_t i = 0; i < tensors[of(rank)]; ++i) {
+          const Value value = snapshot.read_object(prefix + "own/t" + std::to_string(i));
+          EXPECT_EQ(elements(*value.get_if<TensorView>()), counting(of(i + 1), generation * 100 + rank));
+        }
+        for (std::int64_t i = 0; i < replicated; ++i) {
+          const Value value = snapshot.read_object(prefix + "same/r" + std::to_string(i));
+          EXPECT_EQ(elements(*value.get_if<TensorView>()), counting(7, generation + i));
+        }
+      }
+    }
+    EXPECT_GT(seen_unchanged, 0);
+  }
+}
+
+TEST(WorldTake, AnErrorInThePlanOfOneRankOfMany) {
+  for (const bool in_plan : {true, false}) {
+    const auto storage = fresh_storage();
+    ThreadWorld world(4);
+    const auto errors = world.run([&](Coordinator& ranks) {
+      TakeOptions options = options_for(ranks);
+      options.direct_ranks = 0;
+      Dict state{.items = {{"x", Integer(1)}}};
+      if (ranks.rank() == 2) {
+        // Without memory: found when the plan is made. The key twice: before.
+        if (in_plan) state.items.emplace_back("y", TensorView::dense(nullptr, DType::kInt64, {4}));
+      }
+      AppState app{{"s", std::move(state)}};
+      if (ranks.rank() == 2 && !in_plan) app.emplace_back("s", Dict{});
+      Snapshot::take(storage, app, options);
+    });
+    EXPECT_THAT(errors, Each(HasSubstr(in_plan ? "no memory" : "twice")));
+    EXPECT_THAT(errors[3], HasSubstr("rank 2: "));
+    EXPECT_THAT(storage->list(""), IsEmpty());
+  }
 }
 
 TEST(WorldTake, ARankThatRefuses) {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pathlib
 import resource
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +20,16 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 from torchsnapshot import RNGState, Snapshot, StateDict
+from torchsnapshot._coordination import GroupCoordinator
 from torchsnapshot.event import Event
+from torchsnapshot.io_types import WriteIO
+from torchsnapshot.knobs import (
+    override_commit_timeout_seconds,
+    override_is_batching_disabled,
+    override_max_per_rank_io_concurrency,
+)
+from torchsnapshot.storage_plugin import register_storage_plugin
+from torchsnapshot.storage_plugins.fs import FSStoragePlugin
 from torchsnapshot.tricks.fsdp import FSDPOptimizerAdapter
 
 COMMIT_SECONDS = 30
@@ -203,6 +214,87 @@ def check_sub_groups(folder: pathlib.Path) -> None:
     assert snapshot.metadata.world_size == world() - 1
 
 
+# --- plans that are taken again -------------------------------------------------------------------------------------
+
+
+def check_an_unchanged_plan_is_not_exchanged_again(folder: pathlib.Path) -> None:
+    mesh = init_device_mesh("cpu", (world(),))
+    full = same_everywhere(64, 32)
+    state = StateDict(
+        rows=as_dtensor(full, mesh, [Shard(0)]),
+        same=torch.zeros(1000),
+        mine=torch.zeros(50 + rank()),
+        progress={"step": 0, "mine": 0},
+    )
+
+    def take(step: int, mine: int = 0) -> dict[str, Any]:
+        state["same"].fill_(step)
+        state["mine"].fill_(step + rank())
+        state["progress"] = {"step": step, "mine": mine}
+        path = str(folder / f"{step}")
+        with events() as seen:
+            Snapshot.take(path, {"s": state}, replicated=["s/same", "s/progress/step"])
+        (end,) = [event.metadata for event in seen if event.metadata["action"] == "end"]
+        dist.barrier()
+        target = StateDict(
+            rows=as_dtensor(full, mesh, [Shard(0)], zero=True),
+            same=torch.zeros(1000),
+            mine=torch.zeros_like(state["mine"]),
+            progress={},
+        )
+        for key in state:
+            if key not in target:
+                target[key] = torch.zeros_like(state[key])
+        Snapshot(path).restore({"s": target})
+        assert_same(target["same"], state["same"])
+        assert_same(target["mine"], state["mine"])
+        assert target["progress"] == {"step": step, "mine": mine}
+        assert_same(target["rows"]._local_tensor, state["rows"]._local_tensor)
+        return end
+
+    first = take(1)
+    assert (first["plan_unchanged"], first["exchanges"]) == (False, 4)
+    for step in (2, 3):
+        again = take(step)
+        assert (again["plan_unchanged"], again["exchanges"]) == (True, 2), "the path, and the sums"
+        assert again["exchange_bytes"] < 1000
+    own = take(4, mine=rank() + 5)
+    assert (own["plan_unchanged"], own["exchanges"]) == (True, 3), "and values that only one rank has"
+    assert own["exchange_bytes"] < 1000 + 100 * world()
+    if rank() == world() - 1:
+        state["more"] = torch.ones(3)
+    assert not take(5)["plan_unchanged"]
+    assert take(6)["plan_unchanged"]
+    pending = Snapshot.async_take(str(folder / "async"), {"s": state}, replicated=["s/same", "s/progress/step"])
+    pending.wait(timeout=COMMIT_SECONDS)
+    assert_same(Snapshot(str(folder / "async")).read_object(f"{rank()}/s/mine"), state["mine"])
+
+
+def check_exchanges_of_many_ranks(folder: pathlib.Path) -> None:
+    groups = [dist.new_group(list(range(world()))), dist.new_group(list(reversed(range(world()))))]
+    for group in (None, *groups):
+        ranks = GroupCoordinator(group)
+        me = ranks.rank
+        numbers = [2**64 - 1, 2**63 + me, me, 0, 2**32 * (me + 1)]
+        sums = ranks.all_sum(b"".join(number.to_bytes(8, "little") for number in numbers))
+        found = [int.from_bytes(sums[at : at + 8], "little") for at in range(0, len(sums), 8)]
+        size = world()
+        below = size * (size - 1) // 2
+        assert found == [
+            (size * (2**64 - 1)) % 2**64,
+            (size * 2**63 + below) % 2**64,
+            below,
+            0,
+            2**32 * (below + size),
+        ]
+        told = ranks.gather_within(b"x" * me, world())
+        assert told == ([b"x" * other for other in range(world())] if me == 0 else [])
+        senders = list(range(1, world(), 2))
+        assert ranks.exchanges == 2
+        told = ranks.gather_from(senders, bytes([me]) * (1000 * (me - 1)))
+        assert told == ([bytes([other]) * (1000 * (other - 1)) for other in senders] if me == 0 else [])
+
+
 # --- failures -------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +357,69 @@ def check_a_full_disk_on_one_rank(folder: pathlib.Path) -> None:
         assert rank() == world() - 1 or f"rank {world() - 1}: " in str(error), error
         dist.barrier()
         assert files_below(path) == before
+    Snapshot.take(path, {"s": state})
+    assert_same(Snapshot(path).read_object(f"{rank()}/s/x"), state["x"])
+
+
+class SlowFolder(FSStoragePlugin):
+    """Objects take a while, one after the other."""
+
+    seconds = 0.0
+    refuses = False
+
+    async def write(self, write_io: WriteIO) -> None:
+        if self.refuses:
+            raise OSError("the test refuses to write")
+        await asyncio.sleep(self.seconds)
+        await super().write(write_io)
+
+
+def check_a_rank_that_still_writes_ends_when_another_fails(folder: pathlib.Path) -> None:
+    """Long before it has written everything, and long before the commit's deadline."""
+    register_storage_plugin("slow", SlowFolder)
+    last = world() - 1
+    SlowFolder.seconds = 0.2 if rank() == 0 else 0.0
+    SlowFolder.refuses = rank() == last
+    state = StateDict({f"{i}": torch.full((100,), float(i)) for i in range(1000)})  # 200 s, one by one
+    started = time.monotonic()
+    for asynchronous in (False, True):
+        path = f"slow://{folder}/snap-{asynchronous}"
+        with override_is_batching_disabled(True), override_max_per_rank_io_concurrency(1):
+            if asynchronous:  # it may end while rank 0 still copies what is to be written
+                error = raised(lambda path=path: Snapshot.async_take(path, {"s": state}).wait(COMMIT_SECONDS))
+            else:
+                error = raised(lambda path=path: Snapshot.take(path, {"s": state}))
+        assert "the test refuses" in str(error), error
+        assert rank() == last or f"rank {last}: " in str(error), error
+        assert not (folder / f"snap-{asynchronous}" / ".snapshot_metadata").exists()
+        dist.barrier()
+    assert time.monotonic() - started < 100
+    SlowFolder.refuses = False
+    SlowFolder.seconds = 0.0
+    path = f"slow://{folder}/snap-True"
+    Snapshot.take(path, {"s": StateDict(x=torch.full((3,), float(rank())))})
+    assert_same(Snapshot(path).read_object(f"{rank()}/s/x"), torch.full((3,), float(rank())))
+
+
+def check_a_rank_slower_than_the_deadline(folder: pathlib.Path) -> None:
+    """It is stopped while it writes, goes on later, and is told then what the others know since the deadline."""
+    path = str(folder / "snap")
+    state = StateDict(x=torch.full((1000,), float(rank())))
+    Snapshot.take(path, {"s": state})
+    dist.barrier()
+    before = files_below(path)
+    last, deadline = world() - 1, 2
+    register_storage_plugin("slow", SlowFolder)
+    SlowFolder.seconds = 3 * deadline if rank() == last else 0.0
+    with override_commit_timeout_seconds(deadline):
+        started = time.monotonic()
+        error = raised(lambda: Snapshot.take(f"slow://{path}", {"s": state}))
+        seconds = time.monotonic() - started
+    SlowFolder.seconds = 0.0
+    assert f"nothing was heard of rank {last} for 2" in str(error), error
+    assert rank() == last or seconds < deadline + 2 + 8, "with room for a slow machine"
+    dist.barrier()
+    assert files_below(path) == before
     Snapshot.take(path, {"s": state})
     assert_same(Snapshot(path).read_object(f"{rank()}/s/x"), state["x"])
 

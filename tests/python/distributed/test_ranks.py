@@ -9,7 +9,7 @@ import signal
 import checks
 import deaths
 import pytest
-from launch import Outcome, run_ranks
+from launch import Launcher, Outcome
 
 pytestmark = [pytest.mark.no_sanitizer]
 
@@ -23,13 +23,20 @@ CHECKS = [
 
 
 @pytest.fixture(scope="session")
-def launched(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def launcher():  # type: ignore[no-untyped-def]
+    found = Launcher()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def launched(launcher, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """All checks of a world, run once."""
     folder = tmp_path_factory.mktemp("ranks")
 
     @functools.cache
     def run(world: int) -> list[Outcome]:
-        return run_ranks(world, "checks", folder / f"world-{world}")
+        return launcher.run(world, "checks", folder / f"world-{world}")
 
     return run
 
@@ -42,8 +49,8 @@ def test_on_every_rank(launched, world: int, check: str) -> None:  # type: ignor
         assert outcome.checks[check] is None, f"rank {rank}: {outcome.checks[check]}"
 
 
-def test_killed_ranks(tmp_path: pathlib.Path) -> None:
-    outcomes = run_ranks(8, "deaths", tmp_path, "check_the_survivors_learn_of_it")
+def test_killed_ranks(launcher: Launcher, tmp_path: pathlib.Path) -> None:
+    outcomes = launcher.run(8, "deaths", tmp_path, "check_the_survivors_learn_of_it")
     for rank, outcome in enumerate(outcomes):
         if rank not in deaths.SURVIVORS:
             assert outcome.returncode == -signal.SIGKILL, f"rank {rank}: {outcome.output}"
