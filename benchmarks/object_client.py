@@ -171,9 +171,8 @@ class S3fs:
 
     def up(self) -> None:
         for i in range(self._job.objects):
-            self._fs.pipe_file(
-                f"{BUCKET}/s3fs/{i}", bytes(self._job.view(self._job.content, i)), chunksize=self._job.part
-            )
+            body = bytes(self._job.view(self._job.content, i))
+            self._fs.pipe_file(f"{BUCKET}/s3fs/{i}", body, chunksize=self._job.part)
 
     def down(self) -> None:
         pieces = self._job.ranges()

@@ -43,7 +43,7 @@ class CephCluster:
             try:
                 self._start(attempt)
                 return self
-            except BaseException as error:
+            except BaseException as error:  # noqa: PERF203
                 self.close()
                 if not isinstance(error, RuntimeError) or attempt == last:
                     raise

@@ -597,9 +597,7 @@ class ObjectServer(HttpServer):
             if query.get("ifGenerationMatch") == "0" and key in objects and not self.ignore_conditions:
                 raise ApiError(412, "conditionNotMet", "At least one of the pre-conditions you specified did not hold.")
             generation = next(self._ids)
-            objects[key] = StoredObject(
-                [body], self._etag(), metadata, modified=self._written(), generation=generation
-            )
+            objects[key] = StoredObject([body], self._etag(), metadata, modified=self._written(), generation=generation)
         return _json(_describe(key, objects[key]))
 
     def _upload_json(self, bucket: str, request: Request) -> Response:
