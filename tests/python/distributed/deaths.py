@@ -49,11 +49,13 @@ def dies_at(method: str, *, after: bool, key: str = "") -> None:
     setattr(GroupCoordinator, method, last)
 
 
+#: The rank that dies after it has sent its entries: with a new plan, the others repeat the one of the take before.
+NEW_PLAN = 4
 #: Victim, how it dies, its partner, what the partner's error says (None: the take succeeds), whether anything may stay.
 #: A victim below its partner is rank 0 of the group.
 CASES: list[tuple[int, Callable[[], Any], int, str | None, bool]] = [
-    (1, lambda: dies_at("all_gather", after=False), 0, "an exchange between the ranks failed", False),
-    (2, lambda: dies_at("gather", after=True), 0, "nothing was heard of rank 1 for 2 s", False),  # it writes
+    (1, lambda: dies_at("all_sum", after=False), 0, "an exchange between the ranks failed", False),
+    (2, lambda: dies_at("all_sum", after=True), 0, "nothing was heard of rank 1 for 2 s", False),  # it writes
     (3, lambda: dies_at("store_add", after=True, key="arrivals"), 0, None, False),  # it is through
     (4, lambda: dies_at("gather", after=True), 7, "has heard nothing of rank 0", False),
     (
@@ -74,8 +76,10 @@ def state_of(rank: int, value: float) -> dict[str, Any]:
     }
 
 
-def take(path: str, rank: int, value: float, asynchronous: bool, group: Any) -> None:
+def take(path: str, rank: int, value: float, asynchronous: bool, group: Any, more: bool) -> None:
     state = state_of(rank, value)
+    if more:
+        state["more"] = StateDict(x=torch.ones(3))
     if asynchronous:
         Snapshot.async_take(path, state, pg=group, replicated=["same/**"]).wait()
     else:
@@ -102,13 +106,13 @@ def check_the_survivors_learn_of_it(folder: pathlib.Path) -> None:
                 how()
                 if victim == 6:
                     Snapshot.take(path, {"own": DiesWhenAsked()}, pg=group)
-                take(path, rank, 2, False, group)
+                take(path, rank, 2, asynchronous=False, group=group, more=victim == NEW_PLAN)
                 time.sleep(60)
                 raise AssertionError("it did not die")
             started = time.monotonic()
             error = None
             try:
-                take(path, rank, 2, asynchronous=victim % 2 == 0, group=group)
+                take(path, rank, 2, asynchronous=victim % 2 == 0, group=group, more=victim == NEW_PLAN)
             except Exception as raised:
                 error = raised
             seconds = time.monotonic() - started
