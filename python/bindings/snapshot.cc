@@ -163,6 +163,19 @@ nb::object to_exception(const std::exception_ptr& error) {
   }
 }
 
+/// Calls `check`. What it raises comes without its traceback: the take keeps the error, and the frames have what keeps
+/// the take, a circle that Python's collector does not see.
+void call_without_trace(nb::handle check) {
+  try {
+    check();
+  } catch (const nb::python_error& error) {
+    const nb::object value = nb::borrow(error.value());
+    PyException_SetTraceback(value.ptr(), Py_None);
+    PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), value.ptr());
+  }
+  if (PyErr_Occurred() != nullptr) nb::raise_python_error();
+}
+
 /// `on_end(error or None)` is called on a thread of the engine when the take has ended. `own`: see ToValue::set_own.
 /// `on_copied()` (or None), as TakeOptions::on_copied.
 PendingSnapshot async_take(std::shared_ptr<Storage> storage, const PyAppState& app, const PyTakeOptions& take_options,
@@ -181,14 +194,15 @@ PendingSnapshot async_take(std::shared_ptr<Storage> storage, const PyAppState& a
     options.on_copied = [check = std::make_shared<GilObject>(on_copied)] {
       if (!nb::is_alive()) throw Error(ErrorCode::kCancelled, "the interpreter has ended");
       const nb::gil_scoped_acquire gil;
-      check->get()();
+      call_without_trace(check->get());
     };
   }
   const nb::gil_scoped_release release;
   return Snapshot::async_take(std::move(storage), state, options);
 }
 
-void let_wait_staged(const PendingSnapshot& pending, const std::vector<std::pair<std::int32_t, std::uintptr_t>>& streams) {
+void let_wait_staged(const PendingSnapshot& pending,
+                     const std::vector<std::pair<std::int32_t, std::uintptr_t>>& streams) {
   std::vector<DeviceStream> all;
   for (const auto& [device, stream] : streams) {
     all.push_back({.device = device, .handle = reinterpret_cast<void*>(stream)});  // NOLINT(performance-no-int-to-ptr)
@@ -379,9 +393,10 @@ void bind_snapshot(nb::module_& module) {
            "Waits, and returns the snapshot or raises what ended the take.")
       .def("wait_staged", &PendingSnapshot::wait_staged, nb::call_guard<nb::gil_scoped_release>(),
            "Makes the copies that are left to make.")
-      .def("let_wait_staged", &let_wait_staged, nb::arg("streams"), nb::call_guard<nb::gil_scoped_release>(),
-           "As wait_staged, but tensors on CUDA devices may be changed by what these streams (device, CUstream) do from "
-           "now on.")
+      .def(
+          "let_wait_staged", &let_wait_staged, nb::arg("streams"), nb::call_guard<nb::gil_scoped_release>(),
+          "As wait_staged, but tensors on CUDA devices may be changed by what these streams (device, CUstream) do from "
+          "now on.")
       .def("cancel", &PendingSnapshot::cancel, nb::call_guard<nb::gil_scoped_release>(), "Tells the take to stop.");
   module.def("async_take", &async_take, nb::arg("storage"), nb::arg("app"), nb::arg("take_options"), nb::arg("io"),
              nb::arg("prepare").none(), nb::arg("on_end"), nb::arg("own").none(), nb::arg("on_copied").none(),

@@ -92,8 +92,8 @@ class CudaCopies {
   PinnedRing ring_;  ///< after the devices: its memory was made in their contexts
 };
 
-/// This process's. Throws Error(kUnsupported) with the remedy where there is no driver, and in a forked child, where CUDA
-/// does not work. Never destroyed: takes may be pending at the end of the program.
+/// This process's. Throws Error(kUnsupported) with the remedy where there is no driver, and in a forked child, where
+/// CUDA does not work. Never destroyed: takes may be pending at the end of the program.
 CudaCopies& cuda_copies();
 /// Frees what it holds, if it was used. For tests, when nothing is under way.
 void close_cuda_copies();

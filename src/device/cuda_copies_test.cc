@@ -64,9 +64,7 @@ struct Tensor {
     content = random_bytes(random, content.size());
     fake_cuda::set(stream, view.data, content);
   }
-  [[nodiscard]] std::vector<std::byte> on_device() const {
-    return fake_cuda::get(stream, view.data, content.size());
-  }
+  [[nodiscard]] std::vector<std::byte> on_device() const { return fake_cuda::get(stream, view.data, content.size()); }
   /// The dense bytes of a view of this memory, as the program thinks.
   [[nodiscard]] std::vector<std::byte> expected(const TensorView& of) const {
     TensorView same = of;

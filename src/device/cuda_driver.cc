@@ -12,7 +12,8 @@ namespace torchsnapshot {
 namespace {
 
 constexpr const char* kRemedy =
-    "tensors on CUDA devices need NVIDIA's driver (libcuda.so.1): install it, or set TORCHSNAPSHOT_LIBCUDA to the file, "
+    "tensors on CUDA devices need NVIDIA's driver (libcuda.so.1): install it, or set TORCHSNAPSHOT_LIBCUDA to the "
+    "file, "
     "or to 'off' to have torch make the copies";
 
 std::string_view chosen_library() {

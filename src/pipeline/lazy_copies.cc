@@ -144,7 +144,8 @@ std::vector<bool> LazyCopies::start(const std::vector<std::span<const std::byte>
   }
   plan(blocks, is_chosen);
   deliver_ = std::move(deliver);
-  // Without the lock: while events of the guard are not taken, the kernel protects nothing, and who takes them needs it.
+  // Without the lock: while events of the guard are not taken, the kernel protects nothing, and who takes them needs
+  // it.
   std::vector<char> done(chosen.size(), 0);
   constexpr std::size_t kMaxThreads = 8;  // they share one lock of the kernel
   in_parallel(chosen.size(), guard_ ? kMaxThreads : 1, [&](std::size_t i) {

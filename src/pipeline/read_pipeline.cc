@@ -8,10 +8,10 @@
 #include <span>
 #include <utility>
 
+#include "device/cuda_copies.h"
 #include "exec/buffer_pool.h"
 #include "exec/memory_budget.h"
 #include "exec/task_group.h"
-#include "device/cuda_copies.h"
 #include "integrity/block_checksums.h"
 #include "pipeline/device_staging.h"
 #include "pipeline/lazy_copies.h"
@@ -112,8 +112,7 @@ class ObjectInFlight {
       const auto bytes = buffer.span().first(block.range.size());
       fetch(block.range.begin, bytes);
       for (const ReadPiece& piece : block.pieces) {
-        place(piece, bytes.subspan(piece.range.begin - block.range.begin, piece.range.size()),
-              stop_);
+        place(piece, bytes.subspan(piece.range.begin - block.range.begin, piece.range.size()), stop_);
       }
       end_block();
     } catch (const Error& error) {

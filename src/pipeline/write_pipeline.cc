@@ -90,8 +90,8 @@ std::vector<WriteBlock> cut(const WriteObject& object, Staging staging, const St
 }
 
 /// Fills `buffer` with the bytes of a block, zeros between the pieces. With `checksums` they are added to it in the
-/// same pass. `from_cuda`: where the bytes from CUDA devices are already, as they lie in the block; empty: they are left
-/// out.
+/// same pass. `from_cuda`: where the bytes from CUDA devices are already, as they lie in the block; empty: they are
+/// left out.
 void stage_block(const WriteBlock& block, std::span<std::byte> buffer, ChecksumBuilder* checksums,
                  std::span<const std::byte> from_cuda = {}) {
   std::uint64_t at = block.range.begin;
@@ -368,7 +368,8 @@ void WritePipeline::stage() {
 std::vector<DeviceStaging::Block> WritePipeline::device_blocks(const BlockList& list) const {
   std::vector<DeviceStaging::Block> blocks;
   for (const auto& [object, block] : list) {
-    blocks.push_back({.path = block->pieces.front().item->path, .parts = cuda_parts(*block), .lease = {}, .buffer = {}});
+    blocks.push_back(
+        {.path = block->pieces.front().item->path, .parts = cuda_parts(*block), .lease = {}, .buffer = {}});
   }
   return blocks;
 }

@@ -44,9 +44,9 @@ class WritePipeline {
 
   /// Copies the state into buffers, on all cores, as the memory budget allows; what does not fit waits for writes to
   /// end. When it returns the memory of the plan's items is not looked at any more, but for that of lazy copies: of
-  /// tensors of some MB, contiguous on the CPU, and with kPromised of any on a CUDA device, whose views own their memory
-  /// (an `owner` with a reference count). For all but Staging::kWhereNeeded, before finish(). By the thread whose
-  /// streams the views on CUDA devices name.
+  /// tensors of some MB, contiguous on the CPU, and with kPromised of any on a CUDA device, whose views own their
+  /// memory (an `owner` with a reference count). For all but Staging::kWhereNeeded, before finish(). By the thread
+  /// whose streams the views on CUDA devices name.
   void stage();
   /// What stage() has left for later; null when there is nothing. It may be used when this is gone.
   [[nodiscard]] std::shared_ptr<LazyCopies> lazy_copies() const noexcept { return lazy_; }

@@ -1,5 +1,5 @@
-// Takes and restores of tensors on CUDA devices, over a driver that finds missing order (tests/fake_cuda). The oracle is
-// that of all modes: the snapshot holds what was there at the call.
+// Takes and restores of tensors on CUDA devices, over a driver that finds missing order (tests/fake_cuda). The oracle
+// is that of all modes: the snapshot holds what was there at the call.
 #include <fake_cuda.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

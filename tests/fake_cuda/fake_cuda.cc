@@ -159,7 +159,8 @@ Memory* make_memory(int device, std::size_t bytes) {
   void* visible = ::mmap(nullptr, size, access, MAP_SHARED, file, 0);
   ::close(file);
   if (shadow == MAP_FAILED || visible == MAP_FAILED) std::abort();
-  Memory memory{.device = device, .range = range_of(visible, bytes), .shadow = static_cast<std::byte*>(shadow), .uses = {}};
+  Memory memory{
+      .device = device, .range = range_of(visible, bytes), .shadow = static_cast<std::byte*>(shadow), .uses = {}};
   return &(world().memory[memory.range.begin] = std::move(memory));
 }
 
@@ -240,7 +241,9 @@ void use(Stream& stream, Memory& memory, const Range& range, bool writes) {
     if (memory.device < 0 ? !is_known(world().host, before)
                           : before.stream != stream.number && !is_known(now, before)) {
       violation(std::string(memory.device < 0 ? "pinned memory is used by a copy while" : "device memory is ") +
-                (memory.device < 0 ? "" : writes ? "written while" : "read while") +
+                (memory.device < 0 ? ""
+                 : writes          ? "written while"
+                                   : "read while") +
                 " something may still " + (before.writes ? "write to" : "read") + " it");
     }
   }
@@ -653,14 +656,13 @@ cuda::Result cuMemcpy2DAsync_v2(const cuda::Copy2D* copy, cuda::Stream stream) {
     }
     const std::uint64_t device = to_host ? copy->source_device : copy->target_device;
     const void* const host = to_host ? copy->target_host : copy->source_host;
-    return queue_copy(stream,
-                      {.device_range = {device, device + (copy->height - 1) * device_pitch + copy->width_bytes},
-                       .host_range = range_of(host, (copy->height - 1) * host_pitch + copy->width_bytes),
-                       .to_host = to_host,
-                       .width = copy->width_bytes,
-                       .height = copy->height,
-                       .device_pitch = device_pitch,
-                       .host_pitch = host_pitch});
+    return queue_copy(stream, {.device_range = {device, device + (copy->height - 1) * device_pitch + copy->width_bytes},
+                               .host_range = range_of(host, (copy->height - 1) * host_pitch + copy->width_bytes),
+                               .to_host = to_host,
+                               .width = copy->width_bytes,
+                               .height = copy->height,
+                               .device_pitch = device_pitch,
+                               .host_pitch = host_pitch});
   });
 }
 
