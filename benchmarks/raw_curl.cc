@@ -1,5 +1,5 @@
-// What libcurl itself moves: the bar for s3:// (part_object_store.py). Objects in parts, several at once, an easy handle a
-// thread, kept-alive connections, without signatures and checksums.
+// What libcurl itself moves: the bar for s3:// (part_object_store.py). Objects in parts, several at once, an easy
+// handle a thread, kept-alive connections, without signatures and checksums.
 //
 // raw_curl URL OBJECTS OBJECT_BYTES PART_BYTES THREADS: for each line "up" or "down" on standard input does that, and
 // prints {"seconds": S, "cpu": S, "memory": BYTES, "right": true}.
@@ -55,7 +55,8 @@ std::size_t on_write(char* in, std::size_t size, std::size_t count, void* data) 
 
 std::size_t on_header(char* line, std::size_t size, std::size_t count, void* data) {
   const std::string text(line, size * count);
-  if (text.starts_with("ETag: ")) static_cast<Exchange*>(data)->etag = text.substr(6, text.find_last_not_of("\r\n") - 5);
+  if (text.starts_with("ETag: "))
+    static_cast<Exchange*>(data)->etag = text.substr(6, text.find_last_not_of("\r\n") - 5);
   return size * count;
 }
 
@@ -133,13 +134,15 @@ struct Job {
       Exchange put;
       put.from = memory.data() + object * object_bytes + part * part_bytes;
       put.left = std::min(part_bytes, object_bytes - part * part_bytes);
-      perform(easy, "PUT", url_of(object) + "?partNumber=" + std::to_string(part + 1) + "&uploadId=" + ids[object], put);
+      perform(easy, "PUT", url_of(object) + "?partNumber=" + std::to_string(part + 1) + "&uploadId=" + ids[object],
+              put);
       tags[object][part] = put.etag;
     });
     in_parallel(objects, [&](CURL* easy, std::size_t i) {
       std::string body = "<CompleteMultipartUpload>";
       for (std::size_t part = 0; part < parts(); ++part) {
-        body += "<Part><PartNumber>" + std::to_string(part + 1) + "</PartNumber><ETag>" + tags[i][part] + "</ETag></Part>";
+        body +=
+            "<Part><PartNumber>" + std::to_string(part + 1) + "</PartNumber><ETag>" + tags[i][part] + "</ETag></Part>";
       }
       body += "</CompleteMultipartUpload>";
       Exchange end;

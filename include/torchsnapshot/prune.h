@@ -24,7 +24,7 @@ struct LeftOver {
   std::vector<std::string> locations;  ///< sorted
   /// Uploads that were begun and not completed, where the storage keeps them apart from objects.
   std::vector<UnfinishedObject> unfinished;
-  std::uint64_t bytes = 0;  ///< of both
+  std::uint64_t bytes = 0;                                      ///< of both
   std::optional<std::chrono::system_clock::time_point> newest;  ///< when something was written last
   TakeLife life = TakeLife::kRunning;
   std::string reason;  ///< for `life`, for people

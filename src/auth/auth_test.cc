@@ -398,8 +398,8 @@ TEST_F(Sources, GoogleFederation) {
     return write("acting.json", R"({"type": "impersonated_service_account", "source_credentials": )" + source +
                                     R"(, "service_account_impersonation_url": ")" + server_->url() + "/impersonate\"}");
   };
-  EXPECT_EQ(shown(*google(acting(login))), "one more by the service account that " + (home_ / "acting.json").native() +
-                                               " acts as");
+  EXPECT_EQ(shown(*google(acting(login))),
+            "one more by the service account that " + (home_ / "acting.json").native() + " acts as");
   server_->set({{"federated", "federated-token"}, {"bearer", "good-token"}});
   expect_in(error_of(ErrorCode::kUnsupported, [&] { shown(*google(acting("{}"))); }), {"acting.json", "type ''"});
   server_->inject({{"kind", "status"}, {"status", 403}, {"path", "/impersonate"}});
@@ -410,9 +410,9 @@ TEST_F(Sources, GoogleFederation) {
   expect_in(error_of(ErrorCode::kUnsupported,
                      [&] { shown(*google(account(R"({"environment_id": "aws1", "url": "http://x"})", "{}"))); }),
             {"'aws1'", "credentials function"});
-  expect_in(error_of(ErrorCode::kPermissionDenied,
-                     [&] { shown(*google(account(R"({"file": "/nowhere/token"})", "{}"))); }),
-            {"/nowhere/token does not exist"});
+  expect_in(
+      error_of(ErrorCode::kPermissionDenied, [&] { shown(*google(account(R"({"file": "/nowhere/token"})", "{}"))); }),
+      {"/nowhere/token does not exist"});
   expect_in(error_of(ErrorCode::kInvalidArgument,
                      [&] { shown(*google(account(file, R"({"token_url": "http://example.com/"})"))); }),
             {"token_url", "https"});

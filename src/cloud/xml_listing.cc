@@ -31,7 +31,8 @@ std::string key_of(const XmlElement& page, std::string_view text) {
 }  // namespace
 
 ObjectPage parse_object_page(const XmlElement& page) {
-  ObjectPage result{.objects = {}, .goes_on = goes_on(page), .next = std::string(page.child_text("NextContinuationToken"))};
+  ObjectPage result{
+      .objects = {}, .goes_on = goes_on(page), .next = std::string(page.child_text("NextContinuationToken"))};
   for (const XmlElement& entry : page.children) {
     if (entry.name != "Contents") continue;
     result.objects.push_back({.key = key_of(page, entry.child_text("Key")),
@@ -56,8 +57,7 @@ UploadPage parse_upload_page(const XmlElement& page) {
 }
 
 PartPage parse_part_page(const XmlElement& page) {
-  PartPage result{
-      .facts = {}, .goes_on = goes_on(page), .next = std::string(page.child_text("NextPartNumberMarker"))};
+  PartPage result{.facts = {}, .goes_on = goes_on(page), .next = std::string(page.child_text("NextPartNumberMarker"))};
   for (const XmlElement& entry : page.children) {
     if (entry.name != "Part") continue;
     result.facts.bytes += number_of(entry.child_text("Size")).value_or(0);

@@ -71,7 +71,7 @@ class WriteGuard {
   Observer observer_;
   std::mutex mutex_;
   std::vector<std::span<const std::byte>> ranges_;  ///< guarded by mutex_; empty once stopped
-  mutable std::mutex lost_mutex_;  ///< held while a message is taken
+  mutable std::mutex lost_mutex_;                   ///< held while a message is taken
   std::vector<std::span<const std::byte>> lost_;
   std::vector<std::jthread> threads_;
 };

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "pipeline/checksum_store.h"
-#include "pipeline/faulty_storage.h"
 #include "pipeline/read_pipeline.h"
+#include "pipeline/testing_faulty.h"
 #include "pipeline/write_pipeline.h"
 #include "tensor/device_copy.h"
 #include "tensor/strided_copy.h"

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "exec/write_guard.h"
-#include "pipeline/faulty_storage.h"
+#include "pipeline/testing_faulty.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/snapshot.h"
 

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "exec/buffer_pool.h"
-#include "pipeline/faulty_storage.h"
+#include "pipeline/testing_faulty.h"
 #include "storage/testing_forward.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/snapshot.h"

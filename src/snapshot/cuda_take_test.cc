@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "device/cuda_copies.h"
-#include "pipeline/faulty_storage.h"
+#include "pipeline/testing_faulty.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/snapshot.h"
 

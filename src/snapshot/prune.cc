@@ -4,7 +4,8 @@
 // ".torchsnapshot/TAKE_ID/…" and "….tmp-XXXXXXXXXXXXXXXX" at the top or in these folders. Everything else stays.
 //  1. The objects are listed, and then the uploads that were begun and not completed. Then, not before, the metadata is
 //     read: a take that commits between the two is seen as committed, and one that commits later is running (3).
-//  2. A take that the metadata refers to is committed: its objects stay, all of them. Only temporary files, uploads, and
+//  2. A take that the metadata refers to is committed: its objects stay, all of them. Only temporary files, uploads,
+//  and
 //     the markers of a process that did not get to remove them can be left over there. Each is judged by itself.
 //  3. Any other take is running or dead. In this order:
 //     a. A marker (take_marker.h) of a process that lives on this machine: running, however old.

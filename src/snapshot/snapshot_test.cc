@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "pipeline/faulty_storage.h"
+#include "pipeline/testing_faulty.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {

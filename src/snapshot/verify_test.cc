@@ -3,7 +3,7 @@
 
 #include <random>
 
-#include "pipeline/faulty_storage.h"
+#include "pipeline/testing_faulty.h"
 #include "snapshot/testing_inspect.h"
 #include "storage/testing.h"
 #include "torchsnapshot/inspect.h"

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "coord/thread_world.h"
-#include "pipeline/faulty_storage.h"
+#include "pipeline/testing_faulty.h"
 #include "snapshot/world_take.h"
 #include "storage/testing_forward.h"
 #include "torchsnapshot/error.h"

@@ -144,9 +144,7 @@ class ObjectStore final : public Storage {
 
  private:
   [[nodiscard]] std::string name_of(const std::string& normal) const { return settings_.url() + "/" + normal; }
-  [[nodiscard]] std::string key_of(const std::string& normal) const {
-    return root() + normal;
-  }
+  [[nodiscard]] std::string key_of(const std::string& normal) const { return root() + normal; }
   [[nodiscard]] std::string root() const { return settings_.prefix.empty() ? "" : settings_.prefix + "/"; }
 
   /// Fills in what the listing of the folder that all locations lie in tells: a thousand sizes by one request.
