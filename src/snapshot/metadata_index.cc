@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -19,15 +20,17 @@ std::string index_location(std::string_view take_id) {
 std::unique_ptr<ManifestIndex> open_index(Storage& storage, const std::stop_token& stop, const NoticeFn& on_notice) {
   const std::string name(kMetadataName);
   std::uint64_t size = 0;
+  std::optional<MetadataSeal> seal;
   try {
     size = storage.sizes(std::span(&name, 1), stop).front().value_or(0);
+    if (size < kMinIndexedBytes) return nullptr;
+    std::string head(std::min<std::uint64_t>(size, kSealHeadBytes), '\0');
+    storage.open(name, stop)->read(0, std::as_writable_bytes(std::span(head)));
+    seal = seal_of(head);
   } catch (const Error& error) {
-    if (error.code() != ErrorCode::kNotFound) throw;
+    if (error.code() == ErrorCode::kCancelled) throw;
+    return nullptr;  // who reads the metadata itself says what is wrong
   }
-  if (size < kMinIndexedBytes) return nullptr;
-  std::string head(std::min<std::uint64_t>(size, kSealHeadBytes), '\0');
-  storage.open(name, stop)->read(0, std::as_writable_bytes(std::span(head)));
-  const auto seal = seal_of(head);
   if (!seal || seal->index_take.empty()) return nullptr;
   const std::string location = index_location(seal->index_take);
   try {

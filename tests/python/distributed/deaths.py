@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -51,11 +52,19 @@ def dies_at(method: str, *, after: bool, key: str = "") -> None:
 
 #: The rank that dies after it has sent its entries: with a new plan, the others repeat the one of the take before.
 NEW_PLAN = 4
-#: Victim, how it dies, its partner, what the partner's error says (None: the take succeeds), whether anything may stay.
+#: Victim, how it dies, its partner, what the partner says (a pattern; None: the take succeeds), whether anything
+#: may stay.
 #: A victim below its partner is rank 0 of the group.
 CASES: list[tuple[int, Callable[[], Any], int, str | None, bool]] = [
     (1, lambda: dies_at("all_sum", after=False), 0, "an exchange between the ranks failed", False),
-    (2, lambda: dies_at("all_sum", after=True), 0, "nothing was heard of rank 1 for 2 s", False),  # it writes
+    # It writes already, while its partner may or may not have all of the sum.
+    (
+        2,
+        lambda: dies_at("all_sum", after=True),
+        0,
+        "nothing was heard of rank 1 for 2 s|an exchange between the ranks failed",
+        False,
+    ),
     (3, lambda: dies_at("store_add", after=True, key="arrivals"), 0, None, False),  # it is through
     (4, lambda: dies_at("gather", after=True), 7, "has heard nothing of rank 0", False),
     (
@@ -121,7 +130,7 @@ def check_the_survivors_learn_of_it(folder: pathlib.Path) -> None:
             assert_same(Snapshot(path, pg=group).read_object("1/own/x"), torch.full((100,), 3.0))
             continue
         assert error is not None, f"rank {victim} died, and the take succeeded"
-        assert needle in str(error), error
+        assert re.search(needle, str(error)), error
         # The rank that waits longest: twice, once for a verdict and once for rank 0, which was about to commit.
         assert seconds < (2 if stays else 1) * (COMMIT_SECONDS + 1) + 30, seconds
         assert_same(Snapshot(path, pg=group).read_object(f"{rank}/own/x"), torch.full((100,), 1.0 + rank))
