@@ -169,6 +169,19 @@ void ManifestIndex::select_range(std::string_view from, std::string_view to, Man
   }
 }
 
+void ManifestIndex::check(const Manifest& manifest) const {
+  std::uint64_t count = 0;
+  for (std::size_t block = 0; block < blocks_; ++block) {
+    for (const Manifest::Item& item : read_block(block)) {
+      const Entry* const entry = manifest.find(item.first);
+      if (entry == nullptr || *entry != item.second)
+        malformed("of '" + item.first + "' it says what the metadata does not");
+      ++count;
+    }
+  }
+  if (count != entries_ || count != manifest.size()) malformed("it has not the entries that the metadata has");
+}
+
 void ManifestIndex::select(std::string_view path, bool subtree, Manifest& out) const {
   select_range(path, {}, out);
   if (!subtree) return;

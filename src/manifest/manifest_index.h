@@ -42,6 +42,8 @@ class ManifestIndex {
   /// Appends the entries of all ranks at `path` (without rank) to `out`; with `subtree`, those below it too. One that
   /// is there already is left out.
   void select(std::string_view path, bool subtree, Manifest& out) const;
+  /// Reads all of it, and throws Error(kCorrupt) unless it says what `manifest` says.
+  void check(const Manifest& manifest) const;
 
  private:
   /// A block, as its row of the table tells.

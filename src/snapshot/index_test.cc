@@ -12,6 +12,7 @@
 #include "snapshot/metadata_index.h"
 #include "storage/testing_forward.h"
 #include "torchsnapshot/error.h"
+#include "torchsnapshot/inspect.h"
 #include "torchsnapshot/prune.h"
 #include "torchsnapshot/snapshot.h"
 
@@ -128,7 +129,7 @@ TEST(MetadataIndex, OneThatIsDamagedOrOfOtherMetadataIsNotUsed) {
     writer->write(0, std::as_bytes(std::span(bytes)));
     writer->finish();
   };
-  const auto check = [&](std::size_t notices) {
+  const auto check = [&](std::size_t notices, bool is_damaged = true) {
     std::vector<std::string> told;
     ReadOptions options;
     options.io.on_notice = [&](const std::string& notice) { told.push_back(notice); };
@@ -137,6 +138,11 @@ TEST(MetadataIndex, OneThatIsDamagedOrOfOtherMetadataIsNotUsed) {
       EXPECT_EQ(elements(Snapshot(storage).read_object(path, nullptr, options)), numbers(5 + i));
     }
     EXPECT_GE(told.size(), notices);
+    const auto findings = verify(*storage).findings;
+    EXPECT_THAT(findings, SizeIs(is_damaged ? 1 : 0));
+    if (is_damaged) {
+      EXPECT_EQ(findings[0].object, location);
+    }
     EXPECT_THAT(told, Each(HasSubstr("can't be used")));
   };
   for (std::size_t at = 0; at < intact.size(); at += intact.size() / 97) {
@@ -158,7 +164,7 @@ TEST(MetadataIndex, OneThatIsDamagedOrOfOtherMetadataIsNotUsed) {
   write(other->read_all(the_index(*other), 1 << 30, {}));
   check(3);
   write(intact);
-  check(0);
+  check(0, false);
 }
 
 TEST(MetadataIndex, GoesWithItsSnapshot) {

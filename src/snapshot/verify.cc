@@ -27,6 +27,7 @@
 #include "pipeline/options.h"
 #include "pipeline/progress.h"
 #include "snapshot/internal.h"
+#include "snapshot/metadata_index.h"
 #include "snapshot/stored_tensor.h"
 #include "snapshot/take_objects.h"
 #include "state/flatten.h"
@@ -100,6 +101,7 @@ class Verification {
     check_tensors();
     load_sidecars();
     check_sizes();
+    check_index();
     if (!options_.quick) read_objects();
     return finish();
   }
@@ -120,7 +122,7 @@ class Verification {
 
   bool read_metadata() {
     try {
-      metadata_ = load_metadata(storage_, options_.io.stop, true);
+      metadata_ = load_metadata(storage_, options_.io.stop, true, &index_take_);
     } catch (const Error& error) {
       if (error.code() == ErrorCode::kNotFound) {
         throw Error(ErrorCode::kNotASnapshot, "there is no snapshot at " + storage_.url() + ": it has no " +
@@ -136,6 +138,23 @@ class Verification {
     report_.entries = metadata_.manifest.size();
     report_.metadata_guarded = has_seal(storage_, options_.io.stop);
     return true;
+  }
+
+  /// The metadata's index; that it can be had is all a quick look asks.
+  void check_index() {
+    if (index_take_.empty()) return;
+    Finding finding;
+    finding.kind = FindingKind::kChecksums;
+    finding.object = index_location(index_take_);
+    try {
+      const auto index =
+          open_index(storage_, options_.io.stop, [&](const std::string& notice) { finding.message = notice; });
+      if (index && !options_.quick) index->check(metadata_.manifest);
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::kCancelled) throw;
+      finding.message = finding.object + ": " + error.what();
+    }
+    if (!finding.message.empty()) add(std::move(finding));
   }
 
   /// Trees, as a restore of each rank would put them together.
@@ -409,6 +428,7 @@ class Verification {
   Storage& storage_;
   const VerifyOptions& options_;
   SnapshotMetadata metadata_;
+  std::string index_take_;  ///< empty: the metadata has no index
   std::vector<std::unique_ptr<ObjectCheck>> objects_;
   std::unordered_map<std::string, std::size_t> index_;  // into objects_
   std::map<std::string, ObjectNeed> needs_;
