@@ -41,7 +41,8 @@ def _fio(files: list[Path], size: int | None, rw: str, setting: str) -> float:
                     raise FioError(f"no file has {block} bytes")
                 if size and abs(moved["io_bytes"] - size) > 64 << 20:
                     raise FioError(f"fio moved {moved['io_bytes']} bytes instead of {size}")
-                return float(moved["runtime"]) / 1000 * ((size or moved["io_bytes"]) / moved["io_bytes"])
+                bytes_moved = float(moved["io_bytes"])
+                return float(moved["runtime"]) / 1000 * ((size or bytes_moved) / bytes_moved)
         message = done.stderr.strip() or done.stdout.strip()
     raise FioError(f"fio: {message[-300:]}")
 

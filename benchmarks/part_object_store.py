@@ -193,7 +193,7 @@ def _peers_python() -> Path | None:
     print("bench: installing other clients of object stores into build/peers-venv, once", flush=True)
     ours = next(path for path in map(Path, sys.path) if path.name == "site-packages")
     subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-    pip = [python, "-m", "pip", "install", "--quiet"]
+    pip = [str(python), "-m", "pip", "install", "--quiet"]
     for packages in ([*pip, *PEERS_NEED], [*pip, "--no-deps", *PEERS_NEED_BARE]):
         if subprocess.run(packages, check=False).returncode:
             return None

@@ -85,7 +85,7 @@ def _many(part: Part, ours: object, many: int, options: Options) -> None:
 
 def _print(part: Part) -> None:
     print(f"\n== {part.title}: 1 MiB out of {part.facts['entries']:,} entries; one out of {part.facts['many']:,}")
-    rows = []
+    rows: list[list[str]] = []
     for operation, series in part.series.items():
         rows.extend(
             [

@@ -45,7 +45,7 @@ def _small(size: int) -> State:
 def _llm(size: int) -> State:
     """A decoder of 11 blocks: 90 bf16 parameters, and fp32 moments of Adam for each: 270 tensors, 10 bytes a weight."""
     width = max(8, round((size / 10 / 184) ** 0.5 / 64) * 64)
-    shapes = {"embedding": (8 * width, width)}
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (8 * width, width)}
     for block in range(11):
         shapes.update({f"blocks.{block}.{name}": (width, width) for name in ("q", "k", "v", "o")})
         shapes.update({f"blocks.{block}.{name}": (4 * width, width) for name in ("gate", "up")})

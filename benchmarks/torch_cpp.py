@@ -21,7 +21,7 @@ WIDTH = 768
 
 
 def make_model() -> torch.nn.Module:
-    shapes = [(50257, WIDTH), (1024, WIDTH)]
+    shapes: list[tuple[int, ...]] = [(50257, WIDTH), (1024, WIDTH)]
     for _ in range(12):
         shapes += [(WIDTH,)] * 4 + [(WIDTH, 3 * WIDTH), (3 * WIDTH,), (WIDTH, WIDTH), (WIDTH,)]
         shapes += [(WIDTH, 4 * WIDTH), (4 * WIDTH,), (4 * WIDTH, WIDTH), (WIDTH,)]

@@ -55,7 +55,7 @@ class Worker:
     def versions(self) -> Answer:
         from importlib import metadata
 
-        found = {"torch": torch.__version__}
+        found = {"torch": str(torch.__version__)}
         for package in ("safetensors", "numpy", "torchsnapshot-nightly"):
             try:
                 found[package] = metadata.version(package)
