@@ -24,6 +24,9 @@ function(torchsnapshot_add_test name program)
   target_link_libraries(${program} PRIVATE torchsnapshot_warnings GTest::gmock GTest::gtest_main
                                            nlohmann_json::nlohmann_json rapidcheck)
   add_test(NAME ${name} COMMAND ${program})
+  if(name STREQUAL "snapshot")
+    set_tests_properties(${name} PROPERTIES COST 1000)  # the longest goes first
+  endif()
   set_tests_properties(${name} PROPERTIES
     TIMEOUT 600 ENVIRONMENT "GTEST_OUTPUT=xml:${TORCHSNAPSHOT_TEST_RESULTS}/cpp-${name}.xml;${TORCHSNAPSHOT_SANITIZER_ENV}")
 endfunction()
