@@ -182,7 +182,8 @@ class ObjectInFlight {
   }
 
   ObjectReader& reader() {
-    std::call_once(opened_, [this] { reader_ = context_.storage.open(object_.location, stop_); });
+    const std::lock_guard lock(reader_mutex_);
+    if (!reader_) reader_ = context_.storage.open(object_.location, stop_);
     return *reader_;
   }
 
@@ -194,7 +195,7 @@ class ObjectInFlight {
   std::vector<ReadBlock> blocks_;
   std::atomic<std::size_t> remaining_;
   std::atomic<bool> is_corrupt_ = false;
-  std::once_flag opened_;
+  std::mutex reader_mutex_;
   std::unique_ptr<ObjectReader> reader_;
 };
 

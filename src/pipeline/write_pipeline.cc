@@ -248,7 +248,9 @@ class WritePipeline::Object {
   }
 
   ObjectWriter& writer(const std::stop_token& stop) {
-    std::call_once(created_, [&] { writer_ = storage_.create(object_.location, object_.size, stop); });
+    // No std::call_once: under ThreadSanitizer it waits forever after a call that threw.
+    const std::lock_guard lock(writer_mutex_);
+    if (!writer_) writer_ = storage_.create(object_.location, object_.size, stop);
     return *writer_;
   }
 
@@ -267,7 +269,7 @@ class WritePipeline::Object {
   std::vector<WriteBlock> blocks_;
   std::optional<ChecksumBuilder> checksums_;
   std::atomic<std::size_t> remaining_;
-  std::once_flag created_;
+  std::mutex writer_mutex_;
   std::unique_ptr<ObjectWriter> writer_;
 };
 
