@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "manifest/compact_stream.h"
+#include "manifest/validate.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
@@ -136,7 +137,11 @@ PartCall parse_call(std::string_view bytes) {
   call.longest_rest = reader.number();
   call.senders.resize(reader.count());
   std::int64_t last = 0;
-  for (std::int64_t& sender : call.senders) sender = last += static_cast<std::int64_t>(reader.number());
+  for (std::int64_t& sender : call.senders) {
+    const std::uint64_t step = reader.number();
+    if (step == 0 || step > static_cast<std::uint64_t>(kMaxWorldSize - last)) CompactReader::fail("no such rank");
+    sender = last += static_cast<std::int64_t>(step);
+  }
   if (!reader.at_end()) CompactReader::fail("something is left over");
   return call;
 }
@@ -152,6 +157,7 @@ WorldParts put_together(const CompactPart& mine, const std::vector<PartNotice>& 
   add(0, mine);
   for (std::size_t i = 0; i < call.senders.size(); ++i) {
     const auto rank = static_cast<std::size_t>(call.senders[i]);
+    if (rank >= notices.size()) CompactReader::fail("no such rank");
     if (digest_of_bytes(forms[i]) != notices[rank].form) CompactReader::fail("a form is not what was told of it");
     CompactPart part = parse_rest(rests[rank]);
     part.form = forms[i];

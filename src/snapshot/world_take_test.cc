@@ -239,11 +239,17 @@ TEST(WorldTake, OtherKeysOnOtherRanks) {
   EXPECT_THAT(restored, Each(IsEmpty()));
 }
 
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr bool kSanitized = true;  // fewer random cases: they take ten times as long
+#else
+constexpr bool kSanitized = false;
+#endif
+
 TEST(WorldTake, ReplicasNeverDisagreeInPlanning) {
   // Random app states: every leaf of every rank comes back as this rank saved it, or as rank 0 did where it is
   // replicated.
   std::mt19937 random(11);
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < (kSanitized ? 12 : 40); ++round) {
     const auto size = static_cast<std::int64_t>(2 + random() % 4);
     const auto storage = fresh_storage();
     ThreadWorld world(size);
@@ -489,7 +495,7 @@ TEST(WorldTake, RandomSequencesOfTakesOverOneWorld) {
   // The state of each rank changes at random, in values or in layout; some takes fail. What is read back is what the
   // last take that succeeded saved, and plans are repeated exactly when no layout has changed since the last plan.
   std::mt19937 random(5);
-  for (int round = 0; round < 15; ++round) {
+  for (int round = 0; round < (kSanitized ? 4 : 15); ++round) {
     const auto size = static_cast<std::int64_t>(2 + random() % 4);
     const auto storage = fresh_storage();
     ThreadWorld world(size);
