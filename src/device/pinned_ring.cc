@@ -52,7 +52,7 @@ PinnedRing::Chunk PinnedRing::acquire(const CudaDevice& device, const std::stop_
       Busy oldest = std::move(busy_.front());
       busy_.pop_front();
       lock.unlock();
-      return wait_for(std::move(oldest));
+      return wait_for(oldest);
     }
     changed_.wait(lock, stop, [this] { return !free_.empty() || count_ < limit_ || !busy_.empty(); });
   }
@@ -68,7 +68,7 @@ PinnedRing::Chunk PinnedRing::make(const CudaDevice& device) {
   }
 }
 
-PinnedRing::Chunk PinnedRing::wait_for(Busy busy) {
+PinnedRing::Chunk PinnedRing::wait_for(const Busy& busy) {
   Chunk chunk(this, busy.memory);
   try {
     for (const CudaEvent& event : busy.events) event.wait();

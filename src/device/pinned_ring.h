@@ -71,7 +71,7 @@ class PinnedRing {
   /// With the lock: a free chunk, or a place for a new one (no data). Nothing when there is neither.
   std::optional<Memory> take_or_reserve();
   Chunk make(const CudaDevice& device);
-  Chunk wait_for(Busy busy);
+  Chunk wait_for(const Busy& busy);
   void give_back(const Memory& memory) noexcept;
   /// With the lock.
   void forget_one() noexcept;

@@ -33,7 +33,7 @@ struct WorldTake {
 
 /// Plans together with the other ranks; the exchanges are in world_take.cc. An error on any rank is an error on all:
 /// thrown here, or, when a rank fails after the others have gone on, by the vote.
-WorldTake plan_world_take(Coordinator& ranks, const AppState& app, const TakeOptions& options);
+WorldTake plan_world_take(Coordinator& coordinator, const AppState& app, const TakeOptions& options);
 
 /// For a rank that can't take part: joins the exchange of plan_world_take in which the others wait for it, and so ends
 /// the take on all of them.
