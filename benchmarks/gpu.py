@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What takes and restores of CUDA tensors cost, against copies to and from pinned memory. Needs a GPU.
 
-    python benchmarks/cuda.py [--gib 4] [--rounds 3] [--path FOLDER]
+    python benchmarks/gpu.py [--gib 4] [--rounds 3] [--path FOLDER]
 
 Prints one JSON object: the hardware, and for each operation the seconds of every round and the best GB/s. "blocked" is
 how long the call kept the host, "copied" how long until everything may change (the device idle), "durable" how long
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--path", type=Path, default=None, help="folder for the snapshots (default: a temporary one)")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("benchmarks/cuda.py: torch.cuda is not available: this needs a GPU and torch with CUDA", file=sys.stderr)
+        print("benchmarks/gpu.py: torch.cuda is not available: this needs a GPU and torch with CUDA", file=sys.stderr)
         return 2
     folder = Path(tempfile.mkdtemp(prefix="torchsnapshot-cuda-", dir=arguments.path))
     try:
