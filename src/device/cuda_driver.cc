@@ -13,8 +13,7 @@ namespace {
 
 constexpr const char* kRemedy =
     "tensors on CUDA devices need NVIDIA's driver (libcuda.so.1): install it, or set TORCHSNAPSHOT_LIBCUDA to the "
-    "file, "
-    "or to 'off' to have torch make the copies";
+    "file, or to 'off' to have torch make the copies";
 
 std::string_view chosen_library() {
   const char* const chosen = std::getenv("TORCHSNAPSHOT_LIBCUDA");

@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <span>
 
+#include "core/little_endian.h"
 #include "core/path_codec.h"
 #include "core/text.h"
 #include "integrity/crc32c.h"
@@ -20,22 +20,6 @@ constexpr std::size_t kHeaderBytes = 16;
 constexpr std::size_t kTableBytes = 16;  ///< without location and checksums
 constexpr std::size_t kCrcBytes = 4;
 constexpr std::uint64_t kMaxObjectBytes = std::numeric_limits<std::int64_t>::max();
-
-template <class Number>
-void put(std::string& out, Number value) {
-  for (std::size_t i = 0; i < sizeof value; ++i) out.push_back(static_cast<char>(value >> (8 * i) & 0xFF));
-}
-
-template <class Number>
-Number get(std::string_view bytes, std::size_t at) noexcept {
-  Number value = 0;
-  for (std::size_t i = 0; i < sizeof value; ++i) value |= Number{static_cast<unsigned char>(bytes[at + i])} << (8 * i);
-  return value;
-}
-
-std::uint32_t crc_of(std::string_view bytes) noexcept {
-  return crc32c(0, std::as_bytes(std::span(bytes)));
-}
 
 /// A table as it lies in the sidecar.
 struct RawTable {
@@ -56,9 +40,9 @@ RawTable next_table(std::string_view bytes, std::size_t& at, std::string_view na
   const auto where = [&, begin = at] { return " (table at byte " + std::to_string(begin) + ")"; };
   if (bytes.size() - at < kTableBytes) malformed(name, "they end inside a table" + where());
   RawTable table;
-  table.object_bytes = get<std::uint64_t>(bytes, at);
-  const auto block_log2 = get<std::uint32_t>(bytes, at + 8);
-  const auto location_bytes = get<std::uint32_t>(bytes, at + 12);
+  table.object_bytes = get_little_endian<std::uint64_t>(bytes, at);
+  const auto block_log2 = get_little_endian<std::uint32_t>(bytes, at + 8);
+  const auto location_bytes = get_little_endian<std::uint32_t>(bytes, at + 12);
   if (table.object_bytes > kMaxObjectBytes) malformed(name, "an object is too large" + where());
   if (block_log2 > 30 || !is_checksum_block_size(std::uint64_t{1} << block_log2)) {
     malformed(name, "a block size is not allowed" + where());
@@ -96,16 +80,16 @@ std::string serialize_checksums(const ChecksumTables& tables) {
   std::string out;
   out.reserve(size);
   out += kMagic;
-  put(out, kVersion);
-  put(out, static_cast<std::uint32_t>(tables.size()));
+  put_little_endian(out, kVersion);
+  put_little_endian(out, static_cast<std::uint32_t>(tables.size()));
   for (const auto& [location, table] : tables) {
-    put(out, table.object_bytes);
-    put(out, static_cast<std::uint32_t>(std::countr_zero(table.block_bytes)));
-    put(out, static_cast<std::uint32_t>(location.size()));
+    put_little_endian(out, table.object_bytes);
+    put_little_endian(out, static_cast<std::uint32_t>(std::countr_zero(table.block_bytes)));
+    put_little_endian(out, static_cast<std::uint32_t>(location.size()));
     out += location;
-    for (const std::uint32_t checksum : table.checksums) put(out, checksum);
+    for (const std::uint32_t checksum : table.checksums) put_little_endian(out, checksum);
   }
-  put(out, crc_of(out));
+  put_little_endian(out, crc32c(0, out));
   return out;
 }
 
@@ -113,14 +97,15 @@ ChecksumTables parse_checksums(std::string_view bytes, std::string_view name) {
   if (bytes.substr(0, kMagic.size()) != kMagic) malformed(name, "they don't begin with " + std::string(kMagic));
   if (bytes.size() < kHeaderBytes + kCrcBytes) malformed(name, "they end inside the header");
   const std::string_view body = bytes.substr(0, bytes.size() - kCrcBytes);
-  if (crc_of(body) != get<std::uint32_t>(bytes, body.size())) malformed(name, "their own checksum is wrong");
-  if (const auto version = get<std::uint32_t>(body, 8); version != kVersion) {
+  if (crc32c(0, body) != get_little_endian<std::uint32_t>(bytes, body.size()))
+    malformed(name, "their own checksum is wrong");
+  if (const auto version = get_little_endian<std::uint32_t>(body, 8); version != kVersion) {
     throw Error(ErrorCode::kUnsupported, "the checksums in " + quote_text(name) + " have the format version " +
                                              std::to_string(version) +
                                              ", which this version of torchsnapshot doesn't know: use a newer one, or "
                                              "turn verification off");
   }
-  const auto count = get<std::uint32_t>(body, 12);
+  const auto count = get_little_endian<std::uint32_t>(body, 12);
   std::size_t at = kHeaderBytes;
   std::string_view previous;
   for (std::uint32_t i = 0; i < count; ++i) {
@@ -143,7 +128,7 @@ ChecksumTables parse_checksums(std::string_view bytes, std::string_view name) {
     ChecksumTable table{raw.object_bytes, raw.block_bytes, {}};
     table.checksums.reserve(raw.checksums.size() / 4);
     for (std::size_t k = 0; k < raw.checksums.size(); k += 4) {
-      table.checksums.push_back(get<std::uint32_t>(raw.checksums, k));
+      table.checksums.push_back(get_little_endian<std::uint32_t>(raw.checksums, k));
     }
     tables.emplace_hint(tables.end(), raw.location, std::move(table));
   }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 namespace torchsnapshot {
 
@@ -12,6 +13,9 @@ namespace torchsnapshot {
 /// At the speed of memory where the processor has instructions for it; which ones it has is found out at run time.
 /// Thread-safe, like all functions here.
 std::uint32_t crc32c(std::uint32_t seed, std::span<const std::byte> data) noexcept;
+inline std::uint32_t crc32c(std::uint32_t seed, std::string_view data) noexcept {
+  return crc32c(seed, std::as_bytes(std::span(data)));
+}
 
 /// Copies `src` to `dst`, which has the same size and does not overlap it, and returns crc32c(seed, src): one pass
 /// over the memory. The CRC is of the bytes that arrived in `dst`, also when another thread changes `src` meanwhile.

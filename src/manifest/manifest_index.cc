@@ -1,10 +1,10 @@
 #include "manifest/manifest_index.h"
 
 #include <algorithm>
-#include <span>
 #include <utility>
 #include <vector>
 
+#include "core/little_endian.h"
 #include "integrity/crc32c.h"
 #include "manifest/compact_part.h"
 #include "manifest/rank_view.h"
@@ -21,22 +21,6 @@ constexpr std::size_t kRowBytes = 24;
 /// Far above any block and table that are written.
 constexpr std::uint64_t kMaxBlockBytes = 256 << 20;
 constexpr std::uint64_t kMaxTableBytes = 4ULL << 30;
-
-template <class Number>
-void put(std::string& out, Number value) {
-  for (std::size_t i = 0; i < sizeof value; ++i) out.push_back(static_cast<char>(value >> (8 * i) & 0xFF));
-}
-
-template <class Number>
-Number get(std::string_view bytes, std::size_t at) noexcept {
-  Number value = 0;
-  for (std::size_t i = 0; i < sizeof value; ++i) value |= Number{static_cast<unsigned char>(bytes[at + i])} << (8 * i);
-  return value;
-}
-
-std::uint32_t crc_of(std::string_view bytes) noexcept {
-  return crc32c(0, std::as_bytes(std::span(bytes)));
-}
 
 [[noreturn]] void malformed(const std::string& why) {
   throw Error(ErrorCode::kCorrupt, "the index of the metadata is malformed: " + why);
@@ -75,26 +59,26 @@ std::string write_index(const SnapshotMetadata& metadata, std::string_view take_
     if (block.size() > kMaxBlockBytes) {
       throw Error(ErrorCode::kUnsupported, "the entries of the manifest are too large for an index");
     }
-    put(rows, std::uint64_t{kHeaderBytes + blocks.size()});
-    put(rows, static_cast<std::uint32_t>(block.size()));
-    put(rows, crc_of(block));
-    put(rows, static_cast<std::uint32_t>(paths.size()));
-    put(rows, static_cast<std::uint32_t>(keys[begin].path.size()));
+    put_little_endian(rows, std::uint64_t{kHeaderBytes + blocks.size()});
+    put_little_endian(rows, static_cast<std::uint32_t>(block.size()));
+    put_little_endian(rows, crc32c(0, block));
+    put_little_endian(rows, static_cast<std::uint32_t>(paths.size()));
+    put_little_endian(rows, static_cast<std::uint32_t>(keys[begin].path.size()));
     paths += keys[begin].path;
     blocks += block;
   }
   const std::string table = rows + paths;
 
   std::string out(kMagic);
-  put(out, kVersion);
-  put(out, identity.crc);
-  put(out, identity.bytes);
-  put(out, static_cast<std::uint64_t>(metadata.world_size));
-  put(out, std::uint64_t{keys.size()});
-  put(out, std::uint64_t{kHeaderBytes + blocks.size()});
-  put(out, std::uint64_t{rows.size() / kRowBytes});
-  put(out, crc_of(table));
-  put(out, crc_of(out));
+  put_little_endian(out, kVersion);
+  put_little_endian(out, identity.crc);
+  put_little_endian(out, identity.bytes);
+  put_little_endian(out, static_cast<std::uint64_t>(metadata.world_size));
+  put_little_endian(out, std::uint64_t{keys.size()});
+  put_little_endian(out, std::uint64_t{kHeaderBytes + blocks.size()});
+  put_little_endian(out, std::uint64_t{rows.size() / kRowBytes});
+  put_little_endian(out, crc32c(0, table));
+  put_little_endian(out, crc32c(0, out));
   return out.append(blocks).append(table);
 }
 
@@ -103,34 +87,39 @@ ManifestIndex::ManifestIndex(ReadFn read, std::uint64_t size, std::string take_i
   if (size < kHeaderBytes) malformed("it ends inside its header");
   const std::string header = read_(0, kHeaderBytes);
   if (std::string_view(header).substr(0, kMagic.size()) != kMagic) malformed("it does not begin as one");
-  if (crc_of(std::string_view(header).substr(0, kHeaderBytes - 4)) != get<std::uint32_t>(header, kHeaderBytes - 4)) {
+  if (crc32c(0, std::string_view(header).substr(0, kHeaderBytes - 4)) !=
+      get_little_endian<std::uint32_t>(header, kHeaderBytes - 4)) {
     malformed("the checksum of its header is wrong");
   }
-  if (get<std::uint32_t>(header, 8) != kVersion) {
+  if (get_little_endian<std::uint32_t>(header, 8) != kVersion) {
     throw Error(ErrorCode::kUnsupported, "the index of the metadata is of a later version of torchsnapshot");
   }
-  identity_ = {get<std::uint64_t>(header, 16), get<std::uint32_t>(header, 12)};
-  const auto world_size = get<std::uint64_t>(header, 24);
+  identity_ = {get_little_endian<std::uint64_t>(header, 16), get_little_endian<std::uint32_t>(header, 12)};
+  const auto world_size = get_little_endian<std::uint64_t>(header, 24);
   if (world_size == 0 || world_size > static_cast<std::uint64_t>(kMaxWorldSize)) malformed("its world size is absurd");
   world_size_ = static_cast<std::int64_t>(world_size);
-  entries_ = get<std::uint64_t>(header, 32);
-  table_begin_ = get<std::uint64_t>(header, 40);
-  const auto blocks = get<std::uint64_t>(header, 48);
+  entries_ = get_little_endian<std::uint64_t>(header, 32);
+  table_begin_ = get_little_endian<std::uint64_t>(header, 40);
+  const auto blocks = get_little_endian<std::uint64_t>(header, 48);
   if (table_begin_ < kHeaderBytes || table_begin_ > size || size - table_begin_ > kMaxTableBytes ||
       blocks > (size - table_begin_) / kRowBytes) {
     malformed("its table is not where it should be");
   }
   blocks_ = static_cast<std::size_t>(blocks);
   table_ = read_(table_begin_, size - table_begin_);
-  if (crc_of(table_) != get<std::uint32_t>(header, 56)) malformed("the checksum of its table is wrong");
+  if (crc32c(0, table_) != get_little_endian<std::uint32_t>(header, 56))
+    malformed("the checksum of its table is wrong");
 }
 
 ManifestIndex::Row ManifestIndex::row(std::size_t block) const {
   const std::size_t at = block * kRowBytes;
   const std::string_view paths = std::string_view(table_).substr(blocks_ * kRowBytes);
-  const auto path_begin = get<std::uint32_t>(table_, at + 16);
-  const auto path_size = get<std::uint32_t>(table_, at + 20);
-  Row row{get<std::uint64_t>(table_, at), get<std::uint32_t>(table_, at + 8), get<std::uint32_t>(table_, at + 12), {}};
+  const auto path_begin = get_little_endian<std::uint32_t>(table_, at + 16);
+  const auto path_size = get_little_endian<std::uint32_t>(table_, at + 20);
+  Row row{get_little_endian<std::uint64_t>(table_, at),
+          get_little_endian<std::uint32_t>(table_, at + 8),
+          get_little_endian<std::uint32_t>(table_, at + 12),
+          {}};
   if (path_begin > paths.size() || path_size > paths.size() - path_begin || row.offset < kHeaderBytes ||
       row.offset > table_begin_ || row.size > table_begin_ - row.offset || row.size > kMaxBlockBytes) {
     malformed("a row of its table points outside");
@@ -142,7 +131,7 @@ ManifestIndex::Row ManifestIndex::row(std::size_t block) const {
 Manifest ManifestIndex::read_block(std::size_t block) const {
   const Row where = row(block);
   const std::string bytes = read_(where.offset, where.size);
-  if (crc_of(bytes) != where.crc) malformed("the checksum of a block is wrong");
+  if (crc32c(0, bytes) != where.crc) malformed("the checksum of a block is wrong");
   Manifest entries;
   decode_entries(parse_part(bytes), take_id_, entries);
   return entries;

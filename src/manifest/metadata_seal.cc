@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <optional>
-#include <span>
 #include <utility>
 
+#include "core/take_id.h"
 #include "core/text.h"
 #include "integrity/crc32c.h"
 #include "torchsnapshot/error.h"
@@ -19,7 +19,6 @@ namespace {
 constexpr std::string_view kMark = "+crc32c.";
 constexpr std::string_view kMarkAfterIndex = ".crc32c.";
 constexpr std::string_view kIndexMark = "+index.";
-constexpr std::size_t kTakeIdDigits = 32;
 constexpr std::size_t kDigits = 8;
 constexpr std::string_view kBlank = "00000000";
 /// Metadata of ours begins so; the version follows.
@@ -29,14 +28,6 @@ std::string hex(std::uint32_t value) {
   std::array<char, kDigits + 1> text{};
   std::snprintf(text.data(), text.size(), "%08x", value);
   return text.data();
-}
-
-std::uint32_t crc_of(std::string_view text, std::uint32_t seed = 0) {
-  return crc32c(seed, std::as_bytes(std::span(text)));
-}
-
-bool is_take_id(std::string_view text) {
-  return text.size() == kTakeIdDigits && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
 }
 
 /// Where the parts of the seal are, if the text begins as sealed metadata does.
@@ -62,7 +53,7 @@ std::optional<SealPlace> find_seal(std::string_view text) {
 
 /// The CRC of the text with blank digits.
 std::uint32_t sealed_crc(std::string_view text, std::size_t digits) {
-  return crc_of(text.substr(digits + kDigits), crc_of(kBlank, crc_of(text.substr(0, digits))));
+  return crc32c(crc32c(crc32c(0, text.substr(0, digits)), kBlank), text.substr(digits + kDigits));
 }
 
 [[noreturn]] void fail(const std::string& why) {
@@ -81,10 +72,9 @@ bool has_traces(std::string_view version) {
 /// True when an object of the manifest lies where takes of ours, and nobody else's, put them.
 bool has_our_objects(const Manifest& manifest) {
   constexpr std::string_view kData = "data/";
-  constexpr std::size_t kTakeId = 32;
   for (const auto& [path, entry] : manifest) {
     for (const std::string_view location : entry_locations(entry)) {
-      if (location.starts_with(kData) && location.find('/', kData.size()) == kData.size() + kTakeId) return true;
+      if (location.starts_with(kData) && location.find('/', kData.size()) == kData.size() + kTakeIdDigits) return true;
     }
   }
   return false;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "core/take_id.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
@@ -11,11 +12,6 @@ namespace {
 
 /// 4 bytes for each MiB of data, and a hundred for each object: far above any real one.
 constexpr std::uint64_t kMaxSidecarBytes = 4ULL << 30;
-
-bool is_take_id(std::string_view text) {
-  return text.size() == 32 &&
-         std::all_of(text.begin(), text.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
-}
 
 bool is_number(std::string_view text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });

@@ -4,6 +4,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "core/little_endian.h"
 #include "manifest/compact_stream.h"
 #include "manifest/validate.h"
 #include "torchsnapshot/error.h"
@@ -14,16 +15,6 @@ namespace {
 struct DigestHash {
   std::size_t operator()(const Digest& digest) const noexcept { return digest.low; }
 };
-
-void put_word(std::string& out, std::uint64_t word) {
-  for (unsigned i = 0; i < 8; ++i) out += static_cast<char>((word >> (8 * i)) & 0xFFU);
-}
-
-std::uint64_t get_word(std::string_view bytes, std::size_t at) {
-  std::uint64_t word = 0;
-  for (std::size_t i = 8; i-- > 0;) word = (word << 8U) | static_cast<unsigned char>(bytes[at + i]);
-  return word;
-}
 
 }  // namespace
 
@@ -93,15 +84,17 @@ Manifest WorldParts::merge(std::string_view take_id, const std::vector<Replicate
 
 std::string serialize(const PartNotice& notice) {
   std::string bytes(1, notice.is_well ? 'M' : 'E');
-  put_word(bytes, notice.form.high);
-  put_word(bytes, notice.form.low);
-  put_word(bytes, notice.rest_bytes);
+  put_little_endian(bytes, notice.form.high);
+  put_little_endian(bytes, notice.form.low);
+  put_little_endian(bytes, notice.rest_bytes);
   return bytes;
 }
 
 PartNotice parse_notice(std::string_view bytes) {
   if (bytes.size() != PartNotice::kBytes) CompactReader::fail("a notice has another size");
-  return {bytes[0] == 'M', {get_word(bytes, 1), get_word(bytes, 9)}, get_word(bytes, 17)};
+  return {bytes[0] == 'M',
+          {get_little_endian<std::uint64_t>(bytes, 1), get_little_endian<std::uint64_t>(bytes, 9)},
+          get_little_endian<std::uint64_t>(bytes, 17)};
 }
 
 PartCall call_for(const std::vector<PartNotice>& notices) {

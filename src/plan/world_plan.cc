@@ -10,6 +10,7 @@
 #include <utility>
 #include <variant>
 
+#include "core/little_endian.h"
 #include "manifest/primitive.h"
 #include "plan/glob.h"
 #include "plan/partition.h"
@@ -84,9 +85,7 @@ std::uint64_t digest_of_ranks(const Dims& ranks) {
 
 class Writer {
  public:
-  void number(std::uint64_t value) {
-    for (int i = 0; i < 8; ++i) text_ += static_cast<char>((value >> (8 * i)) & 0xFFU);
-  }
+  void number(std::uint64_t value) { put_little_endian(text_, value); }
   void byte(std::size_t value) { text_ += static_cast<char>(value); }
   void text(std::string_view value) {
     number(value.size());
@@ -101,12 +100,7 @@ class Writer {
 class Reader {
  public:
   explicit Reader(std::string_view bytes) : bytes_(bytes) {}
-  std::uint64_t number() {
-    const std::string_view taken = take(8);
-    std::uint64_t value = 0;
-    for (int i = 7; i >= 0; --i) value = (value << 8U) | static_cast<unsigned char>(taken[static_cast<std::size_t>(i)]);
-    return value;
-  }
+  std::uint64_t number() { return get_little_endian<std::uint64_t>(take(8)); }
   std::size_t byte() { return static_cast<unsigned char>(take(1)[0]); }
   std::string text() { return std::string(take(number())); }
   [[nodiscard]] bool at_end() const { return bytes_.empty(); }

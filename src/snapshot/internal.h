@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <string_view>
@@ -12,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "manifest/metadata_seal.h"
 #include "manifest/rank_view.h"
 #include "pipeline/checksum_store.h"
 #include "snapshot/metadata_index.h"
@@ -26,9 +28,9 @@ inline constexpr std::uint64_t kMaxMetadataBytes = 8ULL << 30;
 
 /// Reads and validates the metadata of the snapshot in `storage`. Throws Error(kNotFound) when there is none. `verify`:
 /// see parse_sealed_metadata.
-/// `index_take`: gets MetadataSeal::index_take.
+/// `seal`: gets the seal, if the metadata has one.
 SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop, bool verify,
-                               std::string* index_take = nullptr);
+                               std::optional<MetadataSeal>* seal = nullptr);
 
 /// The entries of `view` grouped by the first component of their paths, in the order of the manifest.
 using KeyGroups = std::unordered_map<std::string_view, std::vector<const ViewEntry*>>;

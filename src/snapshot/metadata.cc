@@ -11,12 +11,11 @@
 
 namespace torchsnapshot {
 
-SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop, bool verify, std::string* index_take) {
+SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop, bool verify,
+                               std::optional<MetadataSeal>* seal) {
   const std::string name(kMetadataName);
   const std::string text = storage.read_all(name, kMaxMetadataBytes, stop);
-  if (const auto seal = seal_of(std::string_view(text).substr(0, kSealHeadBytes)); seal && index_take != nullptr) {
-    *index_take = seal->index_take;
-  }
+  if (seal != nullptr) *seal = seal_of(std::string_view(text).substr(0, kSealHeadBytes));
   try {
     return parse_sealed_metadata(text, verify);
   } catch (const Error& error) {
@@ -25,10 +24,9 @@ SnapshotMetadata load_metadata(Storage& storage, const std::stop_token& stop, bo
 }
 
 bool has_seal(Storage& storage, const std::stop_token& stop) {
-  constexpr std::uint64_t kHeadBytes = 256;  // the version comes first
   const std::string name(kMetadataName);
   const std::uint64_t size = storage.sizes(std::span(&name, 1), stop).front().value_or(0);
-  std::string head(std::min(size, kHeadBytes), '\0');
+  std::string head(std::min<std::uint64_t>(size, kSealHeadBytes), '\0');
   storage.open(name, stop)->read(0, std::as_writable_bytes(std::span(head)));
   return seal_of(head).has_value();
 }

@@ -39,9 +39,9 @@ namespace {
 std::vector<std::string> committed_locations(Storage& storage, const IoOptions& io) {
   std::vector<std::string> locations;
   std::unordered_set<std::string> sidecars;
-  std::string index_take;
+  std::optional<MetadataSeal> seal;
   try {
-    const SnapshotMetadata old = load_metadata(storage, io.stop, true, &index_take);
+    const SnapshotMetadata old = load_metadata(storage, io.stop, true, &seal);
     for (const auto& [path, entry] : old.manifest) {
       for (const std::string_view location : entry_locations(entry)) {
         if (!is_plain_location(location)) continue;
@@ -58,7 +58,7 @@ std::vector<std::string> committed_locations(Storage& storage, const IoOptions& 
     }
   }
   locations.insert(locations.end(), sidecars.begin(), sidecars.end());
-  if (!index_take.empty()) locations.push_back(index_location(index_take));
+  if (seal && !seal->index_take.empty()) locations.push_back(index_location(seal->index_take));
   return locations;
 }
 

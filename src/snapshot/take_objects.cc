@@ -6,19 +6,15 @@
 #include <map>
 #include <utility>
 
+#include "core/take_id.h"
 #include "pipeline/checksum_store.h"
 #include "torchsnapshot/manifest.h"
 
 namespace torchsnapshot {
 namespace {
 
-constexpr std::size_t kTakeIdDigits = 32;
 /// Far above any real sidecar (4 bytes for each MiB of data).
 constexpr std::uint64_t kMaxSidecarBytes = 4ULL << 30;
-
-bool is_hex(char c) noexcept {
-  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
-}
 
 Error lacks(std::string_view sidecar, std::string_view object) {
   std::string message("'");
@@ -34,7 +30,7 @@ std::string_view take_id_of(std::string_view location, std::string_view folder) 
   location.remove_prefix(folder.size());
   if (location.size() <= kTakeIdDigits || location[kTakeIdDigits] != '/') return {};
   const std::string_view id = location.substr(0, kTakeIdDigits);
-  return std::all_of(id.begin(), id.end(), is_hex) ? id : std::string_view{};
+  return is_take_id(id) ? id : std::string_view{};
 }
 
 bool is_plain_location(std::string_view location) {

@@ -122,7 +122,7 @@ class Verification {
 
   bool read_metadata() {
     try {
-      metadata_ = load_metadata(storage_, options_.io.stop, true, &index_take_);
+      metadata_ = load_metadata(storage_, options_.io.stop, true, &seal_);
     } catch (const Error& error) {
       if (error.code() == ErrorCode::kNotFound) {
         throw Error(ErrorCode::kNotASnapshot, "there is no snapshot at " + storage_.url() + ": it has no " +
@@ -136,16 +136,16 @@ class Verification {
       return false;
     }
     report_.entries = metadata_.manifest.size();
-    report_.metadata_guarded = has_seal(storage_, options_.io.stop);
+    report_.metadata_guarded = seal_.has_value();
     return true;
   }
 
   /// The metadata's index; that it can be had is all a quick look asks.
   void check_index() {
-    if (index_take_.empty()) return;
+    if (!seal_ || seal_->index_take.empty()) return;
     Finding finding;
     finding.kind = FindingKind::kChecksums;
-    finding.object = index_location(index_take_);
+    finding.object = index_location(seal_->index_take);
     try {
       const auto index =
           open_index(storage_, options_.io.stop, [&](const std::string& notice) { finding.message = notice; });
@@ -428,7 +428,7 @@ class Verification {
   Storage& storage_;
   const VerifyOptions& options_;
   SnapshotMetadata metadata_;
-  std::string index_take_;  ///< empty: the metadata has no index
+  std::optional<MetadataSeal> seal_;
   std::vector<std::unique_ptr<ObjectCheck>> objects_;
   std::unordered_map<std::string, std::size_t> index_;  // into objects_
   std::map<std::string, ObjectNeed> needs_;
