@@ -67,9 +67,9 @@ class WritePipeline {
   [[nodiscard]] std::vector<DeviceStaging::Block> device_blocks(const BlockList& list) const;
   void plan_device_copies();
   void begin_lazy_copies();
-  /// The task that writes a block that was copied.
+  /// The task that writes a block that was copied; `is_summed`: by Object::stage.
   std::function<void()> write_of(const std::shared_ptr<Object>& object, const WriteBlock& block,
-                                 MemoryBudget::Lease lease, BufferPool::Buffer buffer);
+                                 MemoryBudget::Lease lease, BufferPool::Buffer buffer, bool is_summed);
 
   const WritePlan& plan_;
   IoOptions options_;

@@ -102,12 +102,9 @@ class FsReader final : public ObjectReader {
     if (size < ladder_->tuning().least_view) return std::nullopt;
     check_read(offset, size, size_, object_.name);
     check_stop(object_.stop, "read", object_.name);
-    {
-      const std::lock_guard lock(mutex_);
-      look();
-    }
-    if (!is_local_) return std::nullopt;
-    return view_cached(object_, offset, size, is_ours_);
+    MappedFile* const mapped = mapped_file();
+    if (mapped == nullptr) return std::nullopt;
+    return mapped->view(object_, offset, size, is_ours_);
   }
 
  private:
@@ -119,6 +116,14 @@ class FsReader final : public ObjectReader {
     is_ours_ = ::geteuid() == 0 || info.st_uid == ::geteuid();
     if (object_.sys->is_local(object_.fd, &is_local_) != 0) is_local_ = false;
     was_looked_at_ = true;
+  }
+
+  /// Mapped by the first view; null when nothing of this object can be viewed.
+  MappedFile* mapped_file() {
+    const std::lock_guard lock(mutex_);
+    look();
+    if (is_local_ && !std::exchange(was_mapped_, true)) mapped_ = MappedFile::make(object_, size_);
+    return mapped_.get();
   }
 
   /// Opened by the first large read; null when there is no direct I/O for this object.
@@ -147,6 +152,8 @@ class FsReader final : public ObjectReader {
   bool was_looked_at_ = false;
   bool is_ours_ = false;
   bool is_local_ = false;
+  bool was_mapped_ = false;
+  std::shared_ptr<MappedFile> mapped_;
   bool was_tried_ = false;
   std::optional<DirectFile> direct_;
 };

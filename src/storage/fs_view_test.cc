@@ -22,6 +22,8 @@ class ViewSys final : public HookedSys {
   std::optional<std::uint64_t> missing;  ///< bytes that are not cached; nothing: the truth
   int maps = 0;
   int unmaps = 0;
+  int populated = 0;
+  int depopulated = 0;
 
   int before(const char* name) override { return error(name); }
   int is_local(int fd, bool* answer) override {
@@ -34,14 +36,23 @@ class ViewSys final : public HookedSys {
     *cached = size - *missing;
     return 0;
   }
-  void* map(int fd, off_t offset, std::size_t size) override {
-    void* data = HookedSys::map(fd, offset, size);
+  void* map(int fd, std::size_t size) override {
+    void* data = HookedSys::map(fd, size);
     maps += data != nullptr ? 1 : 0;
     return data;
   }
   void unmap(void* data, std::size_t size) override {
     ++unmaps;
     HookedSys::unmap(data, size);
+  }
+  int populate(void* data, std::size_t size) override {
+    const int result = HookedSys::populate(data, size);
+    populated += result == 0 ? 1 : 0;
+    return result;
+  }
+  int depopulate(void* data, std::size_t size) override {
+    ++depopulated;
+    return HookedSys::depopulate(data, size);
   }
 };
 
@@ -62,7 +73,7 @@ class FsView : public testing::Test {
 
 TEST_F(FsView, ShowsAnyRange) {
   std::mt19937 random(1);
-  const auto reader = open();
+  auto reader = open();
   int seen = 0;
   for (int i = 0; i < 300; ++i) {
     const std::size_t begin = random() % content_.size();
@@ -74,8 +85,11 @@ TEST_F(FsView, ShowsAnyRange) {
     ASSERT_TRUE(view->view() == std::string_view(content_).substr(begin, size)) << begin << ' ' << size;
   }
   EXPECT_GT(seen, 100);
-  EXPECT_EQ(sys_->maps, seen);
-  EXPECT_EQ(sys_->unmaps, seen);
+  EXPECT_EQ(sys_->populated, seen);
+  EXPECT_EQ(sys_->depopulated, seen);
+  EXPECT_EQ(sys_->maps, 1);
+  reader.reset();
+  EXPECT_EQ(sys_->unmaps, 1);
 }
 
 TEST_F(FsView, OutlivesTheFileAndItsReader) {
@@ -90,7 +104,7 @@ TEST_F(FsView, OutlivesTheFileAndItsReader) {
 TEST_F(FsView, NotWhatHasToBeReadFirst) {
   sys_->missing = 4096;
   EXPECT_FALSE(open()->view(0, content_.size()).has_value());
-  EXPECT_EQ(sys_->maps, 0);
+  EXPECT_EQ(sys_->populated, 0);
 }
 
 TEST_F(FsView, NotOverTheNetwork) {
@@ -103,7 +117,7 @@ TEST_F(FsView, NotPastTheEndOfAFileThatShrank) {
   const auto reader = open();
   fs::resize_file(folder_.path() / "x", content_.size() - 1);
   EXPECT_FALSE(reader->view(0, content_.size()).has_value());
-  EXPECT_EQ(sys_->maps, 0);
+  EXPECT_EQ(sys_->populated, 0);
   expect_error(ErrorCode::kCorrupt, {"/x"}, [&] { static_cast<void>(reader->view(2, content_.size())); });
 }
 
@@ -129,7 +143,7 @@ TEST_F(FsView, EachSystemCallFailsOnce) {
     EXPECT_EQ(sys_->maps, sys_->unmaps);
     if (!is_hit) break;
   }
-  EXPECT_EQ(failed, (std::set<std::string>{"open", "fstat", "is_local", "map", "close"}));
+  EXPECT_EQ(failed, (std::set<std::string>{"open", "fstat", "is_local", "map", "populate", "depopulate", "close"}));
 }
 
 TEST_F(FsView, TheRealPageCache) {

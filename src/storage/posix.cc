@@ -179,17 +179,18 @@ int Sys::is_local(int fd, bool* answer) {
   *answer = std::find(kLocal.begin(), kLocal.end(), static_cast<std::uint32_t>(info.f_type)) != kLocal.end();
   return 0;
 }
-void* Sys::map(int fd, off_t offset, std::size_t size) {
-  void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, offset);
-  if (data == MAP_FAILED) return nullptr;
-  if (::madvise(data, size, kPopulateRead) == 0) return data;
-  const int error = errno;
-  ::munmap(data, size);
-  errno = error;
-  return nullptr;
+void* Sys::map(int fd, std::size_t size) {
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  return data == MAP_FAILED ? nullptr : data;
 }
 void Sys::unmap(void* data, std::size_t size) {
   ::munmap(data, size);
+}
+int Sys::populate(void* data, std::size_t size) {
+  return ::madvise(data, size, kPopulateRead);
+}
+int Sys::depopulate(void* data, std::size_t size) {
+  return ::madvise(data, size, MADV_DONTNEED);
 }
 std::unique_ptr<Ring> Sys::make_ring(unsigned depth) {
   return make_uring(depth);

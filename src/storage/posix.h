@@ -62,10 +62,11 @@ class Sys {
   /// The same by mmap, mincore and munmap. On a file that is neither ours nor writable the kernel says "all of it".
   virtual int mincore(int fd, off_t offset, std::size_t size, std::uint64_t* cached);
   virtual int is_local(int fd, bool* answer);  ///< fstatfs: a file system of this machine's disks or memory
-  /// mmap of a part of a file, shared, to read, with all its pages there (MADV_POPULATE_READ). Null and errno on
-  /// failure.
-  virtual void* map(int fd, off_t offset, std::size_t size);
+  /// mmap of the beginning of a file, shared, to read. Null and errno on failure.
+  virtual void* map(int fd, std::size_t size);
   virtual void unmap(void* data, std::size_t size);
+  virtual int populate(void* data, std::size_t size);  ///< MADV_POPULATE_READ: all pages of mapped memory are there
+  virtual int depopulate(void* data, std::size_t size);  ///< MADV_DONTNEED
   /// io_uring_setup and its mmaps. Null and errno on failure; ENOSYS also where this build has no io_uring.
   virtual std::unique_ptr<Ring> make_ring(unsigned depth);
 

@@ -82,8 +82,10 @@ class HookedSys : public Sys {
     return fails("mincore") ? -1 : Sys::mincore(fd, offset, size, cached);
   }
   int is_local(int fd, bool* answer) override { return fails("is_local") ? -1 : Sys::is_local(fd, answer); }
-  void* map(int fd, off_t offset, std::size_t size) override {
-    return fails("map") ? nullptr : Sys::map(fd, offset, size);
+  void* map(int fd, std::size_t size) override { return fails("map") ? nullptr : Sys::map(fd, size); }
+  int populate(void* data, std::size_t size) override { return fails("populate") ? -1 : Sys::populate(data, size); }
+  int depopulate(void* data, std::size_t size) override {
+    return fails("depopulate") ? -1 : Sys::depopulate(data, size);
   }
   std::unique_ptr<Ring> make_ring(unsigned depth) override {
     return fails("make_ring") ? nullptr : Sys::make_ring(depth);
