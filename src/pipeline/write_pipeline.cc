@@ -496,7 +496,7 @@ void WritePipeline::wait_copied() {
 }
 
 ChecksumTables WritePipeline::finish() {
-  if (!started_) start();
+  start();
   wait_copied();
   writes_.wait(options_.poll);
   if (device_) device_->close();
@@ -508,7 +508,7 @@ ChecksumTables WritePipeline::finish() {
 }
 
 void WritePipeline::start() {
-  started_ = true;
+  if (std::exchange(started_, true)) return;
   if (!cuda_streams_.empty()) cuda_copies().order_after(cuda_streams_);
   const std::stop_token stop = writes_.stop_token();
   for (const auto& object : objects_) {

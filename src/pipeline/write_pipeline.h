@@ -48,6 +48,8 @@ class WritePipeline {
   /// memory (an `owner` with a reference count). For all but Staging::kWhereNeeded, before finish(). By the thread
   /// whose streams the views on CUDA devices name.
   void stage();
+  /// With Staging::kWhereNeeded: writes go on from now on. finish() does it if it has not been done.
+  void start();
   /// What stage() has left for later; null when there is nothing. It may be used when this is gone.
   [[nodiscard]] std::shared_ptr<LazyCopies> lazy_copies() const noexcept { return lazy_; }
   /// The same for what is copied from CUDA devices.
@@ -63,7 +65,6 @@ class WritePipeline {
   class Object;
   using BlockList = std::vector<std::pair<std::shared_ptr<Object>, const WriteBlock*>>;
 
-  void start();
   [[nodiscard]] std::vector<DeviceStaging::Block> device_blocks(const BlockList& list) const;
   void plan_device_copies();
   void begin_lazy_copies();

@@ -96,35 +96,46 @@ void ReadPlanner::require(const std::string& path, const std::vector<ShardEntry>
     const auto common = intersect(piece.box, box);
     if (!common) continue;
     found.push_back(*common);
-    if (tensor.serializer != kBufferProtocol) {
-      throw Error(ErrorCode::kUnsupported, "entry '" + path + "' is stored with serializer '" + tensor.serializer +
-                                               "', which has no plain elements");
-    }
-    const std::uint64_t bytes = dense_bytes(tensor.dtype, tensor.shape);
-    const ByteRange stored = stored_range(tensor);
-    if (stored.end < stored.begin || stored.size() != bytes) {
-      std::string message = "entry '" + path + "': byte range [" + std::to_string(stored.begin) + ", " +
-                            std::to_string(stored.end) + ") of object '" + tensor.location + "' is not " +
-                            std::to_string(bytes) + " bytes, as dtype and shape demand";
-      if (tensor.dtype == DType::kBFloat16 && stored.size() + 2 == bytes) message += std::string(kOddBFloat16);
-      throw Error(ErrorCode::kCorrupt, message);
-    }
-    need(path, tensor.location, stored, tensor.byte_range ? std::nullopt : std::optional(bytes), tensor.dtype);
+    need(path, tensor);
   }
   if (!covers(found, box)) {
     throw Error(ErrorCode::kCorrupt, "entry '" + path + "': its stored pieces do not cover what is wanted of it");
   }
 }
 
+void ReadPlanner::require(const std::string& path, const TensorEntry& tensor) {
+  if (element_count(tensor.shape) > 0) need(path, tensor);
+}
+
 void ReadPlanner::require(const BlobRead& blob) {
   need(blob.path, blob.location, blob.range.value_or(ByteRange{}), std::nullopt, std::nullopt);
 }
 
+void ReadPlanner::need(const std::string& path, const TensorEntry& tensor) {
+  if (tensor.serializer != kBufferProtocol) {
+    throw Error(ErrorCode::kUnsupported, "entry '" + path + "' is stored with serializer '" + tensor.serializer +
+                                             "', which has no plain elements");
+  }
+  const std::uint64_t bytes = dense_bytes(tensor.dtype, tensor.shape);
+  const ByteRange stored = stored_range(tensor);
+  if (stored.end < stored.begin || stored.size() != bytes) {
+    std::string message = "entry '" + path + "': byte range [" + std::to_string(stored.begin) + ", " +
+                          std::to_string(stored.end) + ") of object '" + tensor.location + "' is not " +
+                          std::to_string(bytes) + " bytes, as dtype and shape demand";
+    if (tensor.dtype == DType::kBFloat16 && stored.size() + 2 == bytes) message += std::string(kOddBFloat16);
+    throw Error(ErrorCode::kCorrupt, message);
+  }
+  need(path, tensor.location, stored, tensor.byte_range ? std::nullopt : std::optional(bytes), tensor.dtype);
+}
+
 void ReadPlanner::need(const std::string& path, const std::string& location, ByteRange range,
                        std::optional<std::uint64_t> size, std::optional<DType> dtype) {
-  const auto [found, is_new] = needs_.try_emplace(location, ObjectNeed{location, path, range, size, dtype});
+  const auto found = needs_.find(location);
+  if (found == needs_.end()) {
+    needs_.emplace(location, ObjectNeed{location, path, range, size, dtype});
+    return;
+  }
   ObjectNeed& known = found->second;
-  if (is_new) return;
   if (size && known.size.value_or(*size) != *size) {
     throw Error(ErrorCode::kCorrupt, "entries '" + known.path + "' and '" + path + "' are each the whole of object '" +
                                          location + "', but of different sizes");
@@ -154,8 +165,7 @@ void ReadPlanner::add(const std::string& path, const std::vector<ShardEntry>& pi
     } else {
       split_unbroken(tensor.shape, wanted, 0, regions);
     }
-    ObjectRead& object = objects_[tensor.location];
-    object.location = tensor.location;
+    ObjectRead& object = object_at(tensor.location);
     for (Box& region : regions) {
       TensorRead read;
       read.path = path;
@@ -175,18 +185,40 @@ void ReadPlanner::add(const std::string& path, const std::vector<ShardEntry>& pi
   }
 }
 
+void ReadPlanner::add(const std::string& path, const TensorEntry& tensor, const TensorView& target) {
+  if (element_count(tensor.shape) == 0) return;
+  object_at(tensor.location)
+      .tensors.push_back({.path = path,
+                          .range = stored_range(tensor),
+                          .piece_begin = 0,
+                          .piece_shape = tensor.shape,
+                          .region = Box::whole(tensor.shape),
+                          .view = target});
+}
+
+ObjectRead& ReadPlanner::object_at(const std::string& location) {
+  if (last_object_ == nullptr || last_object_->location != location) {
+    last_object_ = &objects_[location];
+    last_object_->location = location;
+  }
+  return *last_object_;
+}
+
 ReadPlan ReadPlanner::build() {
   ReadPlan plan;
   plan.objects.reserve(objects_.size());
   for (auto& [location, object] : objects_) {
-    std::stable_sort(object.tensors.begin(), object.tensors.end(),
-                     [](const TensorRead& a, const TensorRead& b) { return a.range.begin < b.range.begin; });
+    const auto is_before = [](const TensorRead& a, const TensorRead& b) { return a.range.begin < b.range.begin; };
+    if (!std::is_sorted(object.tensors.begin(), object.tensors.end(), is_before)) {
+      std::stable_sort(object.tensors.begin(), object.tensors.end(), is_before);
+    }
     // Tied weights: two entries, one stored tensor, one target. Once is enough, and twice would be a race.
     const auto twice = std::unique(object.tensors.begin(), object.tensors.end(), same_read);
     object.tensors.erase(twice, object.tensors.end());
     plan.objects.push_back(std::move(object));
   }
   objects_.clear();
+  last_object_ = nullptr;
   return plan;
 }
 

@@ -66,6 +66,8 @@ class ReadPlanner {
   /// `box` of the tensor that is stored in `pieces` will be wanted. Throws Error(kCorrupt) when a piece's byte range
   /// does not have the size of its shape, an encoded piece is met, or the pieces do not cover the box.
   void require(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box);
+  /// All of a tensor that is stored in one piece will be wanted.
+  void require(const std::string& path, const TensorEntry& tensor);
   /// The bytes of a blob will be wanted.
   void require(const BlobRead& blob);
   /// What was required, one item an object.
@@ -73,15 +75,21 @@ class ReadPlanner {
 
   /// Plans to fill `target` with a box that was required.
   void add(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box, const TensorView& target);
+  /// As add(), all of a tensor that is stored in one piece.
+  void add(const std::string& path, const TensorEntry& tensor, const TensorView& target);
   /// The plan; leaves the planner without reads.
   ReadPlan build();
 
  private:
+  void need(const std::string& path, const TensorEntry& tensor);
   void need(const std::string& path, const std::string& location, ByteRange range, std::optional<std::uint64_t> size,
             std::optional<DType> dtype);
 
+  ObjectRead& object_at(const std::string& location);
+
   std::map<std::string, ObjectNeed> needs_;
   std::map<std::string, ObjectRead> objects_;
+  ObjectRead* last_object_ = nullptr;  ///< of object_at(): mostly the next, too
 };
 
 /// True when the boxes (none empty of it outside `box`) cover every element of `box`; overlaps are allowed.

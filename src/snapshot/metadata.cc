@@ -58,6 +58,18 @@ std::shared_ptr<const SnapshotMetadata> Snapshot::metadata(bool verify) const {
   return cache_->metadata;
 }
 
+namespace {
+
+/// See find_own_leaf.
+bool is_own_leaf(const ManifestIndex& index, std::int64_t rank, const std::string& path) {
+  SnapshotMetadata found;
+  found.world_size = index.world_size();
+  index.select(path, false, found.manifest);
+  return find_own_leaf(found, rank, path).has_value();
+}
+
+}  // namespace
+
 std::shared_ptr<const SavedState> Snapshot::Cache::part(const Snapshot& snapshot, std::int64_t rank,
                                                         const std::vector<std::string>& paths, const IoOptions& io) {
   const std::lock_guard lock(mutex);
@@ -71,7 +83,9 @@ std::shared_ptr<const SavedState> Snapshot::Cache::part(const Snapshot& snapshot
   found->world_size = index->world_size();
   try {
     for (const std::string& path : paths) {
-      for (std::size_t at = path.find('/'); at != std::string::npos; at = path.find('/', at + 1)) {
+      // A leaf needs no containers, which may name a million children.
+      const bool is_leaf = path.find('/') != std::string::npos && is_own_leaf(*index, rank, path);
+      for (std::size_t at = path.find('/'); !is_leaf && at != std::string::npos; at = path.find('/', at + 1)) {
         index->select(std::string_view(path).substr(0, at), false, found->manifest);
       }
       index->select(path, true, found->manifest);

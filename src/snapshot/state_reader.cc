@@ -8,6 +8,7 @@
 #include <variant>
 
 #include "core/path_codec.h"
+#include "core/string_index.h"
 #include "manifest/primitive.h"
 #include "pipeline/options.h"
 #include "pipeline/read_pipeline.h"
@@ -47,6 +48,59 @@ bool is_writable(const Value& target) {
   }
   return true;
 }
+
+/// An entry whose bytes lie in one piece as they are; null for others.
+const TensorEntry* plain_entry(const Entry& entry) {
+  const auto* tensor = std::get_if<TensorEntry>(&entry);
+  return tensor != nullptr && tensor->serializer == kBufferProtocol ? tensor : nullptr;
+}
+
+/// Whether the target has the dtype and shape that were saved (or is, as the entry, no tensor).
+bool has_type_of(const Value& target, const Entry& entry) {
+  const auto* view = target.get_if<TensorView>();
+  const auto* tensor = std::get_if<TensorEntry>(&entry);
+  if (view != nullptr && tensor != nullptr) return view->dtype == tensor->dtype && view->shape == tensor->shape;
+  return tensor_type(entry) == tensor_type(target);
+}
+
+/// The leaves of a target by path. They mostly come in the order in which they were saved: an index is made when not.
+class LeafSearch {
+ public:
+  explicit LeafSearch(const std::vector<FlatLeaf>& leaves) : leaves_(leaves), is_taken_(leaves.size()) {}
+
+  /// The value at the path; null when there is none, or it was taken.
+  const Value* take(const std::string& path) {
+    if (next_ == leaves_.size() || leaves_[next_].path != path) {
+      if (!index_) make_index();
+      const auto found = index_->find(path);
+      if (!found || is_taken_[*found]) return nullptr;
+      next_ = *found;
+    }
+    if (is_taken_[next_]) return nullptr;
+    is_taken_[next_] = true;
+    return leaves_[next_++].value;
+  }
+
+  /// What was not taken.
+  [[nodiscard]] std::vector<const FlatLeaf*> rest() const {
+    std::vector<const FlatLeaf*> rest;
+    for (std::size_t i = 0; i < leaves_.size(); ++i) {
+      if (!is_taken_[i]) rest.push_back(&leaves_[i]);
+    }
+    return rest;
+  }
+
+ private:
+  void make_index() {
+    index_ = std::make_unique<StringIndex>(leaves_.size());
+    for (std::size_t i = 0; i < leaves_.size(); ++i) index_->add(leaves_[i].path, i);
+  }
+
+  const std::vector<FlatLeaf>& leaves_;
+  std::vector<bool> is_taken_;
+  std::size_t next_ = 0;
+  std::unique_ptr<StringIndex> index_;
+};
 
 FlatContainer to_container(const std::string& path, const Entry& entry) {
   FlatContainer container;
@@ -109,12 +163,8 @@ StateReader::StateReader(AllocateFn allocate, DecodeFn decode)
 std::size_t StateReader::add(const std::string& path, const std::vector<const ViewEntry*>& entries, const Value* target,
                              bool exact, RestoreReport* report) {
   FlatState flat_target;
-  std::unordered_map<std::string_view, const Value*> targets;
-  if (target != nullptr) {
-    flatten(*target, path, flat_target);
-    targets.reserve(flat_target.leaves.size());
-    for (const FlatLeaf& leaf : flat_target.leaves) targets.emplace(leaf.path, leaf.value);
-  }
+  if (target != nullptr) flatten(*target, path, flat_target);
+  LeafSearch targets(flat_target.leaves);
   std::vector<FlatContainer> containers;
   std::unordered_map<std::string_view, std::size_t> dicts;  // index into containers
   for (const ViewEntry* item : entries) {
@@ -129,11 +179,8 @@ std::size_t StateReader::add(const std::string& path, const std::vector<const Vi
   std::map<std::size_t, std::unordered_set<std::string_view>> left_out;  // children of dicts
   for (const ViewEntry* item : entries) {
     if (is_container(*item->entry)) continue;
-    const auto found = targets.find(item->path);
-    const Value* leaf_target = found == targets.end() ? nullptr : found->second;
-    if (leaf_target != nullptr) {
-      targets.erase(found);
-    } else if (target != nullptr) {
+    const Value* leaf_target = targets.take(item->path);
+    if (leaf_target == nullptr && target != nullptr) {
       if (report != nullptr) report->unexpected.push_back(item->path);
       // A target that shards otherwise, or not at all, has no use for it (docs/format.md, "Ranks").
       const auto parent = dicts.find(parent_path(item->path));
@@ -143,9 +190,9 @@ std::size_t StateReader::add(const std::string& path, const std::vector<const Vi
       }
     }
     if (leaf_target != nullptr) {
-      const auto saved = tensor_type(*item->entry);
-      const auto wanted = tensor_type(*leaf_target);
-      if (saved != wanted) {
+      if (!has_type_of(*leaf_target, *item->entry)) {
+        const auto saved = tensor_type(*item->entry);
+        const auto wanted = tensor_type(*leaf_target);
         if (report != nullptr) report->mismatched.push_back(item->path);
         if (wanted) {
           misfits.push_back("'" + item->path + "': saved " + describe(saved) + ", target " + describe(wanted));
@@ -157,12 +204,10 @@ std::size_t StateReader::add(const std::string& path, const std::vector<const Vi
       }
     }
     paths.push_back(item->path);
-    leaves.push_back({.path = item->path, .entry = item->entry, .target = leaf_target, .value = false});
+    leaves.push_back({.item = item, .target = leaf_target, .value = false});
   }
   if (report != nullptr) {
-    for (const FlatLeaf& leaf : flat_target.leaves) {
-      if (targets.contains(leaf.path)) report->missing.push_back(leaf.path);
-    }
+    for (const FlatLeaf* leaf : targets.rest()) report->missing.push_back(leaf->path);
   }
   if (exact && !misfits.empty()) {
     std::string message = "'" + path + "' can't take what was saved; nothing was changed:";
@@ -175,27 +220,32 @@ std::size_t StateReader::add(const std::string& path, const std::vector<const Vi
   }
 
   const std::size_t tree = trees_.size();
-  trees_.push_back({.inflater = Inflater(path, std::move(containers), paths), .leaves = std::move(leaves)});
+  trees_.push_back({.inflater = Inflater(path, std::move(containers), std::move(paths)), .leaves = std::move(leaves)});
   for (std::size_t i = 0; i < trees_[tree].leaves.size(); ++i) require(trees_[tree].leaves[i], tree, i);
   return tree;
 }
 
 void StateReader::require(Leaf& leaf, std::size_t tree, std::size_t index) {
-  if (const auto* primitive = std::get_if<PrimitiveEntry>(leaf.entry)) {
+  if (const auto* primitive = std::get_if<PrimitiveEntry>(leaf.item->entry)) {
     try {
       leaf.value = primitive_value(*primitive);
     } catch (const Error& error) {
-      throw error.with_context("entry '" + leaf.path + "'");
+      throw error.with_context("entry '" + leaf.item->path + "'");
     }
     return;
   }
-  if (const auto* object = std::get_if<ObjectEntry>(leaf.entry)) {
+  if (const auto* object = std::get_if<ObjectEntry>(leaf.item->entry)) {
     leaf.value = Opaque{.serializer = object->serializer, .type_name = object->obj_type, .bytes = {}, .owner = nullptr};
     want_blob(leaf, object->location, std::nullopt, {.blob = 0, .tree = tree, .leaf = index, .part = 0});
     return;
   }
-  const TensorType saved = *tensor_type(*leaf.entry);
-  const std::vector<ShardEntry> pieces = stored_pieces(*leaf.entry);
+  const auto* sharded = leaf.target == nullptr ? nullptr : leaf.target->get_if<ShardedTensor>();
+  if (const TensorEntry* plain = plain_entry(*leaf.item->entry); plain != nullptr && sharded == nullptr) {
+    planner_.require(leaf.item->path, *plain);
+    return;
+  }
+  const TensorType saved = *tensor_type(*leaf.item->entry);
+  const std::vector<ShardEntry> pieces = stored_pieces(*leaf.item->entry);
   if (is_encoded(pieces)) {
     EncodedTensor encoded{.dtype = saved.dtype, .shape = saved.shape, .parts = {}, .target = nullptr, .owner = nullptr};
     if (leaf.target != nullptr) encoded.target = std::make_shared<const Value>(*leaf.target);
@@ -207,11 +257,10 @@ void StateReader::require(Leaf& leaf, std::size_t tree, std::size_t index) {
     leaf.value = std::move(encoded);
     return;
   }
-  const auto* sharded = leaf.target == nullptr ? nullptr : leaf.target->get_if<ShardedTensor>();
   if (sharded == nullptr) {
-    planner_.require(leaf.path, pieces, Box::whole(saved.shape));
+    planner_.require(leaf.item->path, pieces, Box::whole(saved.shape));
   } else {
-    for (const LocalShard& shard : sharded->shards) planner_.require(leaf.path, pieces, shard.box);
+    for (const LocalShard& shard : sharded->shards) planner_.require(leaf.item->path, pieces, shard.box);
   }
 }
 
@@ -222,7 +271,7 @@ void StateReader::want_blob(const Leaf& leaf, const std::string& location, std::
   const auto [found, is_new] = blob_index_.try_emplace({location, begin}, blobs_.size());
   if (is_new || blobs_[found->second].range != range) {
     found->second = blobs_.size();
-    blobs_.push_back({.path = leaf.path, .location = location, .range = range});
+    blobs_.push_back({.path = leaf.item->path, .location = location, .range = range});
     planner_.require(blobs_.back());
   }
   pending.blob = found->second;
@@ -246,7 +295,11 @@ void StateReader::read(Storage& storage, const IoOptions& io, ChecksumStore& che
   }
   for (const Tree& tree : trees_) {
     for (const Leaf& leaf : tree.leaves) {
-      const auto type = tensor_type(*leaf.entry);
+      if (const TensorEntry* plain = plain_entry(*leaf.item->entry)) {
+        total += dense_bytes(plain->dtype, plain->shape);
+        continue;
+      }
+      const auto type = tensor_type(*leaf.item->entry);
       if (type && !leaf.value.get_if<EncodedTensor>()) total += dense_bytes(type->dtype, type->shape);
     }
   }
@@ -281,7 +334,7 @@ void StateReader::place_blobs(const std::vector<std::optional<SharedBytes>>& byt
     if (pending.part != 0) continue;  // the leaf's parts are decoded together
     Leaf& leaf = trees_[pending.tree].leaves[pending.leaf];
     if (leaf.is_kept) continue;
-    std::shared_ptr<void> decoded = decode_(leaf.path, blobs_[pending.blob].location, leaf.value);
+    std::shared_ptr<void> decoded = decode_(leaf.item->path, blobs_[pending.blob].location, leaf.value);
     if (auto* opaque = leaf.value.get_if<Opaque>()) {
       opaque->owner = std::move(decoded);
       opaque->bytes = {};
@@ -295,7 +348,7 @@ void StateReader::place_blobs(const std::vector<std::optional<SharedBytes>>& byt
 void StateReader::keep_target(Leaf& leaf) {
   if (leaf.target == nullptr) {
     throw Error(ErrorCode::kCorrupt,
-                "entry '" + leaf.path +
+                "entry '" + leaf.item->path +
                     "': its bytes have changed since they were saved, and the target has no value of "
                     "its own that could stay");
   }
@@ -306,19 +359,26 @@ void StateReader::keep_target(Leaf& leaf) {
 void StateReader::plan_tensors() {
   for (Tree& tree : trees_) {
     for (Leaf& leaf : tree.leaves) {
-      const auto saved = tensor_type(*leaf.entry);
-      if (!saved || leaf.is_kept || leaf.value.get_if<EncodedTensor>() != nullptr) continue;
-      const std::vector<ShardEntry> pieces = stored_pieces(*leaf.entry);
-      const auto* sharded = leaf.target == nullptr ? nullptr : leaf.target->get_if<ShardedTensor>();
       const auto* view = leaf.target == nullptr ? nullptr : leaf.target->get_if<TensorView>();
+      if (const TensorEntry* plain = plain_entry(*leaf.item->entry);
+          plain != nullptr && (leaf.target == nullptr || view != nullptr)) {
+        TensorView memory = view != nullptr ? *view : allocate_(plain->dtype, plain->shape);
+        planner_.add(leaf.item->path, *plain, memory);
+        leaf.value = std::move(memory);
+        continue;
+      }
+      const auto saved = tensor_type(*leaf.item->entry);
+      if (!saved || leaf.is_kept || leaf.value.get_if<EncodedTensor>() != nullptr) continue;
+      const std::vector<ShardEntry> pieces = stored_pieces(*leaf.item->entry);
+      const auto* sharded = leaf.target == nullptr ? nullptr : leaf.target->get_if<ShardedTensor>();
       if (sharded != nullptr) {
-        for (const LocalShard& shard : sharded->shards) planner_.add(leaf.path, pieces, shard.box, shard.view);
+        for (const LocalShard& shard : sharded->shards) planner_.add(leaf.item->path, pieces, shard.box, shard.view);
         leaf.value = *leaf.target;
         continue;
       }
       // An encoded target (a conj view, for example) gets a new tensor, from which the face fills it.
       TensorView memory = view != nullptr ? *view : allocate_(saved->dtype, saved->shape);
-      planner_.add(leaf.path, pieces, Box::whole(saved->shape), memory);
+      planner_.add(leaf.item->path, pieces, Box::whole(saved->shape), memory);
       leaf.value = std::move(memory);
     }
   }

@@ -43,8 +43,7 @@ class StateReader {
 
  private:
   struct Leaf {
-    std::string path;
-    const Entry* entry;
+    const ViewEntry* item;
     const Value* target;   ///< to be filled; null: a new value is made
     Value value;           ///< the result, when read() is through
     bool is_kept = false;  ///< the target's value stays: what is on storage is corrupt

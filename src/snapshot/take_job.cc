@@ -155,7 +155,6 @@ void TakeJob::plan(const AppState& app, const TakeOptions& options) {
     plan_ = plan_write(flatten_app(app), plan_options(options, take_id_));
     metadata_->world_size = 1;
     metadata_->manifest = std::move(plan_.manifest);
-    seal_metadata();
   }
 }
 
@@ -169,10 +168,10 @@ void TakeJob::seal_metadata() {
   }
 }
 
-/// With several ranks: the metadata, while they write.
-void TakeJob::merge() {
-  if (!parts_) return;
-  metadata_->manifest = parts_->merge(take_id_, replicated_);
+/// While data is written.
+void TakeJob::complete_metadata() {
+  if (!publishes()) return;
+  if (parts_) metadata_->manifest = parts_->merge(take_id_, replicated_);
   parts_.reset();
   seal_metadata();
 }
@@ -220,8 +219,9 @@ std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
   const std::vector<std::string> obsolete = step([this] {
     pipeline_->wait_copied();
     if (on_copied_) on_copied_();
+    pipeline_->start();
     if (publishes()) write_object(take_marker_location(take_id_, rank_), make_take_marker(this_process()));
-    merge();
+    complete_metadata();
     write_checksums(pipeline_->finish());
     write_metadata_index();
     pass_on_notices(*storage_, io_);

@@ -52,7 +52,7 @@ class TakeJob {
   auto step(const Step& step);
   void plan(const AppState& app, const TakeOptions& options);
   [[nodiscard]] bool publishes() const noexcept { return rank_ == 0; }
-  void merge();
+  void complete_metadata();
   std::vector<std::string> commit();
   void fail(const std::exception_ptr& error) noexcept;
   /// `error`, or that of another rank if it was the cause.

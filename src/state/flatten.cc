@@ -9,6 +9,7 @@
 #include <unordered_set>
 
 #include "core/path_codec.h"
+#include "core/string_index.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
@@ -76,31 +77,30 @@ void flatten(const Value& root, const std::string& root_path, FlatState& out) {
 }
 
 Inflater::Inflater(const std::string& root_path, std::vector<FlatContainer> containers,
-                   const std::vector<std::string>& leaf_paths) {
+                   std::vector<std::string> leaf_paths) {
   nodes_.reserve(containers.size() + leaf_paths.size());
   for (FlatContainer& container : containers) {
     std::string path = container.path;
     nodes_.push_back({.path = std::move(path), .container = std::move(container), .leaf = 0, .children = {}});
   }
   for (std::size_t i = 0; i < leaf_paths.size(); ++i) {
-    nodes_.push_back({.path = leaf_paths[i], .container = std::nullopt, .leaf = i, .children = {}});
+    nodes_.push_back({.path = std::move(leaf_paths[i]), .container = std::nullopt, .leaf = i, .children = {}});
   }
-  std::unordered_map<std::string_view, std::size_t> index;
-  index.reserve(nodes_.size());
+  StringIndex index(nodes_.size());
   for (std::size_t i = 0; i < nodes_.size(); ++i) {
-    if (!index.emplace(nodes_[i].path, i).second) fail(nodes_[i].path, "is there twice");
+    if (!index.add(nodes_[i].path, i)) fail(nodes_[i].path, "is there twice");
   }
   const auto root = index.find(root_path);
-  if (root == index.end()) fail(root_path, "is not in the manifest");
-  root_ = root->second;
+  if (!root) fail(root_path, "is not in the manifest");
+  root_ = *root;
   std::size_t parent = root_;  // mostly that of the node before, too
   for (std::size_t i = 0; i < nodes_.size(); ++i) {
     if (i == root_) continue;
     const std::string_view path = parent_path(nodes_[i].path);
     if (path != nodes_[parent].path) {
       const auto found = index.find(path);
-      if (found == index.end()) fail(nodes_[i].path, "has no list or dict as its parent");
-      parent = found->second;
+      if (!found) fail(nodes_[i].path, "has no list or dict as its parent");
+      parent = *found;
     }
     if (!nodes_[parent].container) fail(nodes_[i].path, "has no list or dict as its parent");
     nodes_[parent].children.push_back(i);
