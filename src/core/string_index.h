@@ -45,8 +45,7 @@ class StringIndex {
   /// Where `text` is, or would be.
   [[nodiscard]] std::size_t slot_of(std::string_view text, std::size_t hash) const {
     std::size_t at = hash & (slots_.size() - 1);
-    while (slots_[at].number != 0 &&
-           (slots_[at].hash != static_cast<std::uint32_t>(hash) || slots_[at].text != text)) {
+    while (slots_[at].number != 0 && (slots_[at].hash != static_cast<std::uint32_t>(hash) || slots_[at].text != text)) {
       at = (at + 1) & (slots_.size() - 1);
     }
     return at;

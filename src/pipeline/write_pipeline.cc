@@ -426,8 +426,7 @@ void WritePipeline::plan_device_copies() {
 }
 
 std::function<void()> WritePipeline::write_of(const std::shared_ptr<Object>& object, const WriteBlock& block,
-                                              MemoryBudget::Lease lease, BufferPool::Buffer buffer,
-                                              bool is_summed) {
+                                              MemoryBudget::Lease lease, BufferPool::Buffer buffer, bool is_summed) {
   // A task has to be copyable.
   auto held = std::make_shared<std::pair<MemoryBudget::Lease, BufferPool::Buffer>>(std::move(lease), std::move(buffer));
   return [this, object, &block, is_summed, stop = writes_.stop_token(), held = std::move(held)] {

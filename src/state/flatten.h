@@ -43,8 +43,7 @@ class Inflater {
  public:
   /// Containers and leaves in any order; `root_path` is the path of the result. A path whose parent is no container, a
   /// list with a hole, or a dict that does not name exactly its children, is an Error(kCorrupt) that names the path.
-  Inflater(const std::string& root_path, std::vector<FlatContainer> containers,
-           std::vector<std::string> leaf_paths);
+  Inflater(const std::string& root_path, std::vector<FlatContainer> containers, std::vector<std::string> leaf_paths);
 
   /// The tree, with a value for each leaf in the order of `leaf_paths`. Once.
   Value build(std::vector<Value> leaves);

@@ -65,7 +65,7 @@ class Sys {
   /// mmap of the beginning of a file, shared, to read. Null and errno on failure.
   virtual void* map(int fd, std::size_t size);
   virtual void unmap(void* data, std::size_t size);
-  virtual int populate(void* data, std::size_t size);  ///< MADV_POPULATE_READ: all pages of mapped memory are there
+  virtual int populate(void* data, std::size_t size);    ///< MADV_POPULATE_READ: all pages of mapped memory are there
   virtual int depopulate(void* data, std::size_t size);  ///< MADV_DONTNEED
   /// io_uring_setup and its mmaps. Null and errno on failure; ENOSYS also where this build has no io_uring.
   virtual std::unique_ptr<Ring> make_ring(unsigned depth);
