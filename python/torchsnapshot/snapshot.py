@@ -202,6 +202,7 @@ class Snapshot:
         weights_only: bool = True,
         keep_going: bool = False,
         progress: bool | None = None,
+        replicated_read: str = "auto",
     ) -> RestoreReport:
         """Reads the state of every object in `app_state` back.
 
@@ -216,6 +217,10 @@ class Snapshot:
             keep_going: True: bytes that are not those that were saved are reported (``RestoreReport.corrupt``)
                 instead of being an error.
             progress: show a progress line on a terminal (None: as the knob TORCHSNAPSHOT_PROGRESS says).
+            replicated_read: who reads what all ranks of the process group need. ``"direct"``: each rank, for itself.
+                ``"share"``: one rank, divided by bytes, which hands it round over the group. ``"auto"``: as ``"share"``
+                where the storage is an object store or a plugin, else as ``"direct"``. They share only if no rank
+                asks for ``"direct"``.
 
         Raises:
             RuntimeError: the snapshot is incomplete or corrupt, lacks a key, or a tensor of a module has another shape
@@ -236,7 +241,7 @@ class Snapshot:
                 _load(statefuls[index][1], state_dict, strict)
 
             missing, unexpected, mismatched, corrupt = snapshot.restore(
-                targets, strict, exact, weights_only, keep_going, load, frame.io_options(), core_ranks
+                targets, strict, exact, weights_only, keep_going, load, frame.io_options(), core_ranks, replicated_read
             )
         return RestoreReport(missing, unexpected, mismatched, [Corruption(*found) for found in corrupt])
 
