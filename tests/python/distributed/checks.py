@@ -826,6 +826,24 @@ def check_snapshots_of_the_original(folder: pathlib.Path) -> None:
                     assert_same(got, want)
 
 
+def check_save_for_the_original(folder: pathlib.Path) -> None:
+    """What original_ranks.py restores."""
+    mesh = init_device_mesh("cpu", (world(),))
+    full = same_everywhere(37, 11)
+    state = StateDict(
+        big=same_everywhere(3000, 1000),
+        small=same_everywhere(7),
+        step=7,
+        thing=("a", 1),
+        st=as_sharded_tensor(full, 0),
+        other=as_sharded_tensor(full, 1),
+        dt=as_dtensor(full, mesh, [Shard(0)]),
+    )
+    own = StateDict(rank=rank(), data=torch.full((30,), float(rank())), note=f"rank {rank()}")
+    replicated = [f"state/{name}" for name in ("big", "small", "step", "thing")]
+    Snapshot.take(str(folder / "snap"), {"state": state, "own": own}, replicated=replicated)
+
+
 # --- other numbers of ranks -----------------------------------------------------------------------------------------
 
 
