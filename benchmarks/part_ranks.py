@@ -173,5 +173,7 @@ def _print(part: Part) -> None:
     print(f"bytes of a rank, of an even share: {min(shares):.3f} to {max(shares):.3f}")
     for operation in ("restore, cold", "restore, warm", "restore, far store"):
         series = part.series[operation]
-        rows = [[name, report.ratio(values, series["direct"]), report.spread(values)] for name, values in series.items()]
+        rows = [
+            [name, report.ratio(values, series["direct"]), report.spread(values)] for name, values in series.items()
+        ]
         report.print_table(operation, ["", "times as fast as direct", "seconds"], rows)

@@ -81,7 +81,8 @@ def _arguments() -> argparse.Namespace:
     environment = os.environ.get
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [*ALL_PARTS, "micro"]
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(known)}; all but huge and ranks by default")
+    which = f"of {', '.join(known)}; all but huge and ranks by default"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=which)
     parser.add_argument("--gib", type=float, default=environment("BENCH_GIB") or "4", help="size of a state")
     parser.add_argument("--rounds", type=int, default=environment("BENCH_ROUNDS") or "5")
     parser.add_argument(

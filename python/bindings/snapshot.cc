@@ -384,7 +384,8 @@ void bind_snapshot(nb::module_& module) {
           nb::sig(
               "def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], "
               "weights_only: bool, keep_going: bool, on_state: object, io: IoOptions, coordinator: Coordinator | None, "
-              "replicated_read: str) -> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]"),
+              "replicated_read: str) -> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, "
+              "int], int, int]]]"),
           "Restores; returns (missing, unexpected, mismatched, corrupt).")
       .def("read_object", &read_object, nb::arg("path"), nb::arg("target").none(), nb::arg("weights_only"),
            nb::arg("io"), "One entry or subtree, in place where `target` has tensors.")

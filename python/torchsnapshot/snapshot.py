@@ -237,6 +237,8 @@ class Snapshot:
                 snapshot = self._core_snapshot()
 
             def load(index: int, state_dict: Any) -> None:
+                if _has_no_generators(statefuls[index][1], state_dict, rank_of(self.pg)):
+                    return
                 _keep_metadata(targets[index][1], state_dict)
                 _load(statefuls[index][1], state_dict, strict)
 
@@ -444,6 +446,12 @@ def _keep_metadata(target: Any, state_dict: Any) -> None:
     metadata = getattr(target, "_metadata", None)
     if metadata is not None and isinstance(state_dict, OrderedDict) and state_dict.keys() == target.keys():
         state_dict._metadata = metadata  # type: ignore[attr-defined]
+
+
+def _has_no_generators(stateful: Stateful, state_dict: Any, rank: int) -> bool:
+    """True for the RNGState of a rank beyond the saved world (rank 0 is always in it): its generators stay as they are,
+    which the report and a notice tell."""
+    return isinstance(stateful, RNGState) and rank > 0 and not state_dict
 
 
 def _load(stateful: Stateful, state_dict: Any, strict: bool) -> None:

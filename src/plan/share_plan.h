@@ -54,8 +54,8 @@ struct Parcel {
 /// Parcels that go round together.
 using ShareRound = std::vector<Parcel>;
 
-/// Divides what all want over `ranks` readers, so that each reads about as much (to kParcelBytes) and that in order, and
-/// into rounds of at most `round_bytes`, or one parcel. Objects have checksum blocks of at most kParcelBytes. The
+/// Divides what all want over `ranks` readers, so that each reads about as much (to kParcelBytes) and that in order,
+/// and into rounds of at most `round_bytes`, or one parcel. Objects have checksum blocks of at most kParcelBytes. The
 /// readers take turns, so that all read at the same time.
 std::vector<ShareRound> divide_reads(const ReadWants& common, std::int64_t ranks, std::uint64_t round_bytes);
 

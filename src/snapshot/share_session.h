@@ -61,8 +61,8 @@ class ShareSession {
   std::uint64_t round_bytes_ = 0;
 };
 
-/// The end of a restore: throws the error of the first rank that failed; for this rank's `error`, if there is one, that.
-/// Collective.
+/// The end of a restore: throws the error of the first rank that failed; for this rank's `error`, if there is one,
+/// that. Collective.
 void end_restore(Coordinator& ranks, const std::exception_ptr& error);
 
 /// For a rank that can't begin while the others do: joins the restore with `error`, and so ends it on all.

@@ -105,8 +105,7 @@ struct RankState {
     mine.items.emplace_back("data", TensorView::dense(own.data(), DType::kInt32, {1000}));
     mine.items.emplace_back("object", opaque("rank" + std::to_string(rank), number));
     ShardedTensor sharded{DType::kInt32, {2 * kRanks, 5000}, {}, {}, nullptr};
-    sharded.shards.push_back(
-        {{{2 * rank, 0}, {2, 5000}}, TensorView::dense(rows.data(), DType::kInt32, {2, 5000})});
+    sharded.shards.push_back({{{2 * rank, 0}, {2, 5000}}, TensorView::dense(rows.data(), DType::kInt32, {2, 5000})});
     mine.items.emplace_back("rows", std::move(sharded));
     app.emplace_back("model", std::move(model));
     app.emplace_back("own", std::move(mine));
@@ -275,8 +274,7 @@ TEST(SharedRestore, AFaultOfAnyRankAtAnyCallIsAnErrorOnAll) {
   for (std::int64_t fail_at = 1; fail_at < calls; ++fail_at) {  // the first looks for an index; it may fail
     ThreadWorld world(kRanks);
     const auto errors = world.run([&](Coordinator& ranks) {
-      const auto mine =
-          std::make_shared<FaultyStorage>(storage, ranks.rank() == 1 ? fail_at : FaultyStorage::kNever);
+      const auto mine = std::make_shared<FaultyStorage>(storage, ranks.rank() == 1 ? fail_at : FaultyStorage::kNever);
       RankState target(ranks.rank(), 0);
       Snapshot(mine).restore(target.app, sharing(ranks));
     });

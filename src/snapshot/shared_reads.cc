@@ -240,14 +240,14 @@ class SharedRun {
 
   void start_placing(Held& held) {
     // Its pieces and buffer stay where they are when it is moved.
-    held.task = submit(placers_, [this, bytes = held.bytes, pieces = std::span(held.pieces),
-                                  is_placed = !held.buffer.has_value()] {
-      for (const Held::Piece& piece : pieces) {
-        const std::uint64_t size = piece.piece.range.size();
-        if (!is_placed) place(piece.piece, bytes.subspan(piece.at, size), stop_.get_token());
-        context_.meter.add(size);
-      }
-    });
+    held.task = submit(
+        placers_, [this, bytes = held.bytes, pieces = std::span(held.pieces), is_placed = !held.buffer.has_value()] {
+          for (const Held::Piece& piece : pieces) {
+            const std::uint64_t size = piece.piece.range.size();
+            if (!is_placed) place(piece.piece, bytes.subspan(piece.at, size), stop_.get_token());
+            context_.meter.add(size);
+          }
+        });
   }
 
   std::future<void> submit(ThreadPool& pool, std::function<void()> work) {

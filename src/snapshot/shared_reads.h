@@ -10,8 +10,8 @@
 
 namespace torchsnapshot {
 
-/// Reads what all ranks want of their plans, each rank a part, and places it on all; takes it out of `plan`. Returns what
-/// any rank found damaged, which also went to context.corruptions. Collective.
+/// Reads what all ranks want of their plans, each rank a part, and places it on all; takes it out of `plan`. Returns
+/// what any rank found damaged, which also went to context.corruptions. Collective.
 std::vector<Corruption> run_shared_reads(ReadPlan& plan, const ReadContext& context, ShareSession& session);
 
 }  // namespace torchsnapshot

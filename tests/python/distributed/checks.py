@@ -136,9 +136,7 @@ def check_replicated_state_is_read_once(folder: pathlib.Path) -> None:
     path = str(folder / "snap")
     Snapshot.take(path, {"state": state, "own": own}, replicated=["state/**"])
     for mode in ("share", "direct", "auto"):
-        target = StateDict(
-            big=torch.zeros(3000, 1000), odd=torch.zeros(33, 700).t(), small=torch.zeros(7), things=None
-        )
+        target = StateDict(big=torch.zeros(3000, 1000), odd=torch.zeros(33, 700).t(), small=torch.zeros(7), things=None)
         other = StateDict(data=torch.zeros(30), note=None)
         memory = target["big"].data_ptr()
         with events() as seen:
@@ -857,7 +855,8 @@ def check_save_for_other_worlds(folder: pathlib.Path) -> None:
         mine=torch.full((2,), float(rank())),
     )
     place = pathlib.Path(folder).parent.parent / f"from-{world()}"
-    Snapshot.take(str(place), {"s": state}, replicated=["s/same"])
+    torch.manual_seed(100 + rank())
+    Snapshot.take(str(place), {"s": state, "rng": RNGState()}, replicated=["s/same"])
 
 
 def check_restore_of_other_worlds(folder: pathlib.Path) -> None:
@@ -872,8 +871,14 @@ def check_restore_of_other_worlds(folder: pathlib.Path) -> None:
             mine=torch.full((2,), -1.0),
         )
         mine = target["mine"]
-        report = Snapshot(str(place)).restore({"s": target})
-        assert report.missing == ([] if rank() < savers else ["s/mine"])
+        torch.manual_seed(7)
+        report = Snapshot(str(place)).restore({"s": target, "rng": RNGState()})
+        drawn = torch.rand(3)
+        torch.manual_seed(100 + rank() if rank() < savers else 7)  # a rank that was not there keeps what it has
+        assert_same(drawn, torch.rand(3))
+        missing = [path for path in report.missing if not path.startswith("rng/")]
+        assert (len(missing) < len(report.missing)) == (rank() >= savers), report.missing
+        assert missing == ([] if rank() < savers else ["s/mine"])
         assert_same(mine, torch.full((2,), float(rank()) if rank() < savers else -1.0))
         assert_same(target["same"], full)
         assert_same(target["st"]._local_tensor, local_part(full, mesh, [Shard(0)]))

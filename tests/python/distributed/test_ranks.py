@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 
 import checks
@@ -51,6 +52,22 @@ def test_on_every_rank(launched, world: int, check: str) -> None:  # type: ignor
     for rank, outcome in enumerate(outcomes):
         assert check in outcome.checks, f"rank {rank} never came so far:\n{outcome.output}"
         assert outcome.checks[check] is None, f"rank {rank}: {outcome.checks[check]}"
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="no IPv6 on this machine")
+def test_a_store_that_listens_on_ipv6_only(launcher: Launcher, tmp_path: pathlib.Path) -> None:
+    check = "check_private_and_replicated"
+    for outcome in launcher.run(2, "checks", tmp_path, check, host="::1"):
+        assert outcome.checks == {check: None}, outcome
 
 
 @pytest.mark.skipif(not ORIGINAL, reason="TORCHSNAPSHOT_TEST_ORIGINAL_PYTHON names no interpreter with the original")
