@@ -451,7 +451,7 @@ def _keep_metadata(target: Any, state_dict: Any) -> None:
 def _has_no_generators(stateful: Stateful, state_dict: Any, rank: int) -> bool:
     """True for the RNGState of a rank beyond the saved world (rank 0 is always in it): its generators stay as they are,
     which the report and a notice tell."""
-    return isinstance(stateful, RNGState) and rank > 0 and not state_dict
+    return isinstance(stateful, RNGState) and rank > 0 and "rng_state" not in state_dict
 
 
 def _load(stateful: Stateful, state_dict: Any, strict: bool) -> None:
