@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import machine
 import part_async
 import part_object_store
+import part_ranks
 import part_scale
 import part_single
 import part_sync
@@ -40,6 +41,7 @@ ALL_PARTS: dict[str, Callable[[Options], Part]] = {
     "object_store": part_object_store.near,
     "object_store_far": part_object_store.far,
     "scale": part_scale.run,
+    "ranks": part_ranks.run,
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -79,7 +81,8 @@ def _arguments() -> argparse.Namespace:
     environment = os.environ.get
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [*ALL_PARTS, "micro"]
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(known)}; all but huge by default")
+    which = f"of {', '.join(known)}; all but huge and ranks by default"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=which)
     parser.add_argument("--gib", type=float, default=environment("BENCH_GIB") or "4", help="size of a state")
     parser.add_argument("--rounds", type=int, default=environment("BENCH_ROUNDS") or "5")
     parser.add_argument(

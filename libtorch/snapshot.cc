@@ -267,6 +267,7 @@ RestoreReport Snapshot::restore(const AppState& app, const RestoreOptions& optio
     core_options.strict = options.strict;
     core_options.keep_going = options.keep_going;
     core_options.coordinator = options.coordinator;
+    core_options.replicated_read = options.replicated_read;
     core_options.allocate = allocate;
     core_options.decode = [&from](const std::string& path, const std::string& location, const Value& leaf) {
       return from.decode(path, location, leaf);

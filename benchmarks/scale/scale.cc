@@ -198,10 +198,10 @@ void simulate(const World& world, std::int64_t planned_ranks) {
   number("again_median_seconds", again.median());
   number("again_most_seconds", again.most());
   number("greeting_bytes", kGreetingBytes);
-  number("notice_bytes", PartNotice::kBytes);
+  number("notice_bytes", PartNotice::kBytes + PartNotice::kShortRest);
   number("call_bytes", static_cast<double>(call_bytes.size()));
   number("longest_rest_bytes", static_cast<double>(call.longest_rest));
-  number("all_rest_bytes", static_cast<double>(rest_bytes));
+  number("all_rest_bytes", call.longest_rest == 0 ? 0 : static_cast<double>(rest_bytes));
   number("form_senders", static_cast<double>(call.senders.size()));
   number("form_bytes", static_cast<double>(form_bytes));
   number("parts_bytes", static_cast<double>(parts.bytes()));

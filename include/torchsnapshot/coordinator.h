@@ -2,9 +2,11 @@
 // over what the program has already (torch.distributed in Python).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,6 +34,12 @@ class KeyValueStore {
   virtual void remove(const std::string& key) = 0;
 };
 
+/// Bytes that go from one rank to all others.
+struct HandedPart {
+  std::int64_t owner = 0;  ///< the rank that has them
+  std::span<std::byte> bytes;
+};
+
 /// The ranks that take or restore together. The exchanges are collective: every rank calls the same ones in the same
 /// order, from one thread, and never from a background one. One that fails, because a rank is gone or too late, is an
 /// Error on the ranks that notice it. The store may be used by any thread.
@@ -53,6 +61,13 @@ class Coordinator {
   virtual std::vector<std::string> gather(const std::string& bytes) = 0;
 
   virtual KeyValueStore& store() = 0;
+
+  /// True when hand_round() moves large amounts of bytes well: then a restore may read once for all ranks. The same on
+  /// all ranks.
+  [[nodiscard]] virtual bool can_hand_round() const { return false; }
+  /// Fills each part, on all ranks, with its owner's bytes. All ranks pass parts of the same owners and sizes, in the
+  /// same order; of no part more than 4 MiB. Called only if can_hand_round().
+  virtual void hand_round(std::span<const HandedPart> parts);
 
   // The exchanges of a program with very many ranks. What they do by default is right, but costs each rank as much as
   // there are ranks; override them where the network has better.

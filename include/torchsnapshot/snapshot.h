@@ -92,6 +92,13 @@ using AllocateFn = std::function<TensorView(DType dtype, const Dims& shape)>;
 using DecodeFn =
     std::function<std::shared_ptr<void>(const std::string& path, const std::string& location, const Value& leaf)>;
 
+/// Who reads what all ranks of a restore need.
+enum class ReplicatedRead : std::uint8_t {
+  kAuto,    ///< kShare where reading is slower than handing round, as far as is known; else kDirect
+  kDirect,  ///< each rank reads for itself
+  kShare,   ///< one rank reads and verifies, and hands round; the reading is divided over the ranks by bytes
+};
+
 struct RestoreOptions {
   IoOptions io;
   /// False: a key of the app state that the snapshot lacks is reported instead of being an error.
@@ -102,6 +109,9 @@ struct RestoreOptions {
   /// The ranks that restore together, each what belongs to it; their app states may have different keys. Before any
   /// calls on_state, an error of one is an error on all. Null: this process alone, as rank 0.
   std::shared_ptr<Coordinator> coordinator;
+  /// With a coordinator (docs/distributed.md). Ranks share only if none of them asks for kDirect, and the coordinator
+  /// can hand bytes round; that kShare is not followed is a notice.
+  ReplicatedRead replicated_read = ReplicatedRead::kAuto;
   /// Keys whose tensors must match in dtype and shape; a mismatch is an Error(kTypeMismatch) that
   /// names the paths, before anything is read.
   std::vector<std::string> exact_keys;

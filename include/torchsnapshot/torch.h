@@ -268,6 +268,7 @@ enum class PythonObjects {
   kSkip,   ///< left out of the state, and listed in RestoreReport::skipped
 };
 
+using torchsnapshot::ReplicatedRead;
 using torchsnapshot::TakeOptions;
 
 struct RestoreOptions {
@@ -282,6 +283,8 @@ struct RestoreOptions {
   /// The ranks that restore together, each what belongs to it (docs/distributed.md). An error of one before any object
   /// was changed is an error on all. Null: this process alone, as rank 0.
   std::shared_ptr<Coordinator> coordinator = nullptr;
+  /// As the engine's. A coordinator over a c10d::Store can't hand bytes round, so with it each rank reads for itself.
+  ReplicatedRead replicated_read = ReplicatedRead::kAuto;
 };
 
 struct ReadOptions {

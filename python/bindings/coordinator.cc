@@ -8,6 +8,7 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -85,6 +86,19 @@ class PyCoordinator final : public Coordinator, private KeyValueStore {
   }
   std::vector<std::string> gather_from(const std::vector<std::int64_t>& senders, const std::string& bytes) override {
     return in_python([&] { return from_list(method("gather_from")(senders, to_bytes(bytes))); });
+  }
+  [[nodiscard]] bool can_hand_round() const override { return true; }
+  void hand_round(std::span<const HandedPart> parts) override {
+    in_python([&] {
+      nb::list owned;
+      for (const HandedPart& part : parts) {
+        const nb::object memory = nb::steal(PyMemoryView_FromMemory(
+            reinterpret_cast<char*>(part.bytes.data()), static_cast<Py_ssize_t>(part.bytes.size()), PyBUF_WRITE));
+        if (!memory.is_valid()) nb::raise_python_error();
+        owned.append(nb::make_tuple(part.owner, memory));
+      }
+      method("hand_round")(owned);
+    });
   }
   KeyValueStore& store() override { return *this; }
   std::shared_ptr<TakeMemory>& memory() override { return remembered_->memory; }

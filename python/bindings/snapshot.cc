@@ -240,15 +240,23 @@ void set_factories(Options& options, ToValue& keeper, bool weights_only) {
   };
 }
 
+ReplicatedRead replicated_read_of(const std::string& name) {
+  if (name == "auto") return ReplicatedRead::kAuto;
+  if (name == "direct") return ReplicatedRead::kDirect;
+  if (name == "share") return ReplicatedRead::kShare;
+  throw Error(ErrorCode::kInvalidArgument, "replicated_read must be 'auto', 'direct' or 'share', not '" + name + "'");
+}
+
 /// Restores into the state dicts of `app`. `on_state(index, state_dict)` is called for each key when its data is
 /// complete.
 nb::tuple restore(const Snapshot& snapshot, const PyAppState& app, bool strict, const std::vector<bool>& exact,
                   bool weights_only, bool keep_going, const nb::object& on_state, const PyIoOptions& io,
-                  std::shared_ptr<Coordinator> coordinator) {
+                  std::shared_ptr<Coordinator> coordinator, const std::string& replicated_read) {
   ToValue values{nb::none()};
   AppState state;
   RestoreOptions options;
   try {
+    options.replicated_read = replicated_read_of(replicated_read);
     for (std::size_t i = 0; i < app.size(); ++i) {
       std::string name = text_of(app[i].first.ptr());
       Value value = values.to_fill(name, app[i].second);
@@ -372,10 +380,12 @@ void bind_snapshot(nb::module_& module) {
       .def(
           "restore", &restore, nb::arg("app"), nb::arg("strict"), nb::arg("exact"), nb::arg("weights_only"),
           nb::arg("keep_going"), nb::arg("on_state"), nb::arg("io"), nb::arg("coordinator").none(),
+          nb::arg("replicated_read"),
           nb::sig(
               "def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], "
-              "weights_only: bool, keep_going: bool, on_state: object, io: IoOptions, coordinator: Coordinator | None) "
-              "-> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]"),
+              "weights_only: bool, keep_going: bool, on_state: object, io: IoOptions, coordinator: Coordinator | None, "
+              "replicated_read: str) -> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, "
+              "int], int, int]]]"),
           "Restores; returns (missing, unexpected, mismatched, corrupt).")
       .def("read_object", &read_object, nb::arg("path"), nb::arg("target").none(), nb::arg("weights_only"),
            nb::arg("io"), "One entry or subtree, in place where `target` has tensors.")

@@ -105,6 +105,25 @@ class GroupCoordinator:
             for low, high in zip(sums[0::2], sums[1::2], strict=True)
         )
 
+    def hand_round(self, parts: list[tuple[int, memoryview]]) -> None:
+        """Fills the memory of each part, on all ranks, with that of the rank it belongs to. Counts as one exchange."""
+        tensors = [torch.frombuffer(memory, dtype=torch.uint8) for _, memory in parts]
+        moved = [tensor.to(self._device) for tensor in tensors]  # the same, if the backend moves CPU tensors
+
+        def broadcast() -> None:
+            works = [
+                dist.broadcast(tensor, self._global_rank(owner), group=self.group, async_op=True)
+                for (owner, _), tensor in zip(parts, moved, strict=True)
+            ]
+            for work in works:
+                if work is not None:
+                    work.wait()
+
+        self._collective(broadcast)
+        for tensor, there, (owner, _) in zip(tensors, moved, parts, strict=True):
+            if there is not tensor and owner != self.rank:
+                tensor.copy_(there)
+
     def _send(self, data: bytes) -> None:
         """To rank 0. Nothing is nothing."""
         if data:

@@ -160,7 +160,7 @@ class Snapshot:
     def metadata(self, verify: bool) -> tuple[str, int, dict[str, dict[str, object]]]:
         """(version, world_size, {path: entry})."""
 
-    def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], weights_only: bool, keep_going: bool, on_state: object, io: IoOptions, coordinator: Coordinator | None) -> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]:
+    def restore(self, app: Sequence[tuple[str, object]], strict: bool, exact: Sequence[bool], weights_only: bool, keep_going: bool, on_state: object, io: IoOptions, coordinator: Coordinator | None, replicated_read: str) -> tuple[list[str], list[str], list[str], list[tuple[list[str], str, tuple[int, int], int, int]]]:
         """Restores; returns (missing, unexpected, mismatched, corrupt)."""
 
     def read_object(self, path: str, target: object | None, weights_only: bool, io: IoOptions) -> object:

@@ -26,7 +26,8 @@ class RNGState:
     were drawn after the take.
 
     A snapshot that holds only torch's CPU generator, as older versions saved, restores that and leaves the
-    others alone.
+    others alone. Each rank has states of its own: on a rank beyond those that saved them, a restore leaves the
+    generators as they are, says so, and lists the states as missing.
     """
 
     def state_dict(self) -> dict[str, Any]:

@@ -202,6 +202,7 @@ class Snapshot:
         weights_only: bool = True,
         keep_going: bool = False,
         progress: bool | None = None,
+        replicated_read: str = "auto",
     ) -> RestoreReport:
         """Reads the state of every object in `app_state` back.
 
@@ -216,6 +217,10 @@ class Snapshot:
             keep_going: True: bytes that are not those that were saved are reported (``RestoreReport.corrupt``)
                 instead of being an error.
             progress: show a progress line on a terminal (None: as the knob TORCHSNAPSHOT_PROGRESS says).
+            replicated_read: who reads what all ranks of the process group need. ``"direct"``: each rank, for itself.
+                ``"share"``: one rank, divided by bytes, which hands it round over the group. ``"auto"``: as ``"share"``
+                where the storage is an object store or a plugin, else as ``"direct"``. They share only if no rank
+                asks for ``"direct"``.
 
         Raises:
             RuntimeError: the snapshot is incomplete or corrupt, lacks a key, or a tensor of a module has another shape
@@ -232,11 +237,13 @@ class Snapshot:
                 snapshot = self._core_snapshot()
 
             def load(index: int, state_dict: Any) -> None:
+                if _has_no_generators(statefuls[index][1], state_dict, rank_of(self.pg)):
+                    return
                 _keep_metadata(targets[index][1], state_dict)
                 _load(statefuls[index][1], state_dict, strict)
 
             missing, unexpected, mismatched, corrupt = snapshot.restore(
-                targets, strict, exact, weights_only, keep_going, load, frame.io_options(), core_ranks
+                targets, strict, exact, weights_only, keep_going, load, frame.io_options(), core_ranks, replicated_read
             )
         return RestoreReport(missing, unexpected, mismatched, [Corruption(*found) for found in corrupt])
 
@@ -439,6 +446,12 @@ def _keep_metadata(target: Any, state_dict: Any) -> None:
     metadata = getattr(target, "_metadata", None)
     if metadata is not None and isinstance(state_dict, OrderedDict) and state_dict.keys() == target.keys():
         state_dict._metadata = metadata  # type: ignore[attr-defined]
+
+
+def _has_no_generators(stateful: Stateful, state_dict: Any, rank: int) -> bool:
+    """True for the RNGState of a rank beyond the saved world (rank 0 is always in it): its generators stay as they are,
+    which the report and a notice tell."""
+    return isinstance(stateful, RNGState) and rank > 0 and "rng_state" not in state_dict
 
 
 def _load(stateful: Stateful, state_dict: Any, strict: bool) -> None:

@@ -8,7 +8,8 @@
 //  The decision is set once and by one atomic operation, so a rank that gives up can't do so while rank 0 commits.
 //  A rank that still writes looks at `verdict` now and then (coord/failure_watch.h), so that it ends when another
 //  failed. A rank that has seen the end adds 1 to `left`; the last one removes the keys. Rank 0 waits a moment for the
-//  others to have seen it: with its process, the store's server may go.
+//  others to have seen it, however it ends: with its process, the store's server may go. What a rank has seen it need
+//  not ask the store for again.
 // Values are looked at again and again, with growing pauses; nobody blocks inside the store, which others share.
 
 #include "coord/commit_vote.h"
@@ -32,7 +33,7 @@ constexpr std::string_view kMaybe = "maybe ";
 constexpr std::size_t kNamedRanks = 8;
 constexpr std::chrono::milliseconds kGrace(1000);
 constexpr std::chrono::milliseconds kLingerAfterCommit(5000);
-constexpr std::chrono::milliseconds kLingerAfterFailure(300);  // those that still write will not come
+constexpr std::chrono::milliseconds kLookMargin(500);
 
 /// The longest pause between two looks; with many ranks longer, so that the store can answer all.
 std::chrono::milliseconds longest_pause(std::int64_t world_size) {
@@ -89,6 +90,11 @@ void CommitVote::throw_decision(const std::string& decision) {
   std::int64_t rank = 0;
   const std::size_t space = text.find(' ');
   std::from_chars(text.data(), text.data() + std::min(space, text.size()), rank);
+  try {
+    linger_after_failure();
+  } catch (const Error&) {  // the store is gone: so have the others, or they learn no more
+    over_ = true;
+  }
   leave();
   throw decode_error(rank, space == std::string_view::npos ? std::string_view() : text.substr(space + 1));
 }
@@ -135,6 +141,11 @@ void CommitVote::announce_commit() {
   leave();
 }
 
+/// Long enough for all that live to have looked twice; the dead don't come.
+void CommitVote::linger_after_failure() {
+  if (!over_) linger(2 * watch_pause() + kLookMargin);
+}
+
 void CommitVote::linger(std::chrono::milliseconds limit) {
   if (coordinator_.rank() != 0) return;
   const auto deadline = Clock::now() + limit;
@@ -169,7 +180,10 @@ void CommitVote::wait_for_verdict(const std::stop_token& stop) {
 
 bool CommitVote::has_failed() const {
   const auto verdict = store_.get(key("verdict"));
-  return verdict && *verdict != kCommit;
+  if (!verdict || *verdict == kCommit) return false;
+  const std::lock_guard lock(seen_mutex_);
+  seen_failure_ = *verdict;
+  return true;
 }
 
 std::chrono::milliseconds CommitVote::watch_pause() const {
@@ -177,7 +191,12 @@ std::chrono::milliseconds CommitVote::watch_pause() const {
 }
 
 void CommitVote::throw_failure() {
-  if (const auto verdict = store_.get(key("verdict")); verdict && *verdict != kCommit) throw_decision(*verdict);
+  std::string failure;
+  {
+    const std::lock_guard lock(seen_mutex_);
+    failure = seen_failure_;
+  }
+  if (!failure.empty()) throw_decision(failure);
 }
 
 void CommitVote::fail(const std::exception_ptr& error, bool maybe_committed) noexcept {
@@ -190,8 +209,8 @@ void CommitVote::fail(const std::exception_ptr& error, bool maybe_committed) noe
     } else if (decide(text) == kCommit) {
       may_be_committed_ = true;  // rank 0 commits, whatever became of this rank after it had arrived
     }
-    linger(kLingerAfterFailure);
     over_ = false;
+    linger_after_failure();
     leave();
   } catch (...) {
     may_be_committed_ = true;  // the store is gone: nothing is known of the others

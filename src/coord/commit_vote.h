@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <mutex>
 #include <optional>
 #include <stop_token>
 #include <string>
@@ -50,7 +51,7 @@ class CommitVote {
   [[nodiscard]] bool has_failed() const;
   /// How often has_failed() is worth asking; with many ranks more seldom, so that the store can answer all.
   [[nodiscard]] std::chrono::milliseconds watch_pause() const;
-  /// After has_failed(): throws the error of the rank that failed.
+  /// After has_failed(): throws the error of the rank that failed, whatever has become of the store since.
   void throw_failure();
 
   /// After an error: other ranks, or what is on storage, may count as committed, so what was written has to stay.
@@ -68,6 +69,7 @@ class CommitVote {
   [[noreturn]] void throw_decision(const std::string& decision);
   [[nodiscard]] std::string late_ranks();
   void linger(std::chrono::milliseconds limit);
+  void linger_after_failure();
   void leave() noexcept;
 
   Coordinator& coordinator_;
@@ -78,6 +80,8 @@ class CommitVote {
   bool may_be_committed_ = false;
   bool committing_ = false;  ///< rank 0 has won the decision
   bool over_ = false;        ///< this rank knows the end
+  mutable std::mutex seen_mutex_;
+  mutable std::string seen_failure_;  ///< the verdict that has_failed() saw
 };
 
 /// Tells all ranks whether each is well (`error` empty) before they go on together. Throws the error of the first that

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "coord/failure_watch.h"
 #include "coord/peer_error.h"
 #include "coord/thread_world.h"
 
@@ -79,6 +80,36 @@ TEST(CommitVote, ARankThatNeverArrivesIsNamed) {
   EXPECT_EQ(errors[2], "");
   for (const std::size_t rank : {0U, 1U, 3U})
     EXPECT_THAT(errors[rank], HasSubstr("nothing was heard of rank 2 for 0.15 s"));
+}
+
+TEST(CommitVote, TheStoreMayGoWithRank0OnceItKnowsWhoIsLate) {
+  ThreadWorld world(4);
+  std::atomic<int> committed{0};
+  const auto errors = world.run([&](Coordinator& ranks) {
+    if (ranks.rank() == 0) {
+      try {
+        vote(ranks, kShort, committed);
+      } catch (const Error&) {
+        world.store().fail();  // its process hosts the store, and ends
+        throw;
+      }
+    }
+    if (ranks.rank() != 2) return vote(ranks, kLong, committed);
+    CommitVote own(ranks, "take", kLong);  // it still writes
+    std::atomic<bool> stopped{false};
+    FailureWatch watch(own, [&stopped] { stopped = true; });
+    while (!stopped) std::this_thread::yield();
+    while (true) {  // a block that takes longer than the store is there
+      try {
+        ranks.store().get("x");
+      } catch (const Error&) {
+        break;
+      }
+    }
+    own.throw_failure();
+  });
+  EXPECT_EQ(committed, 0);
+  EXPECT_THAT(errors, Each(HasSubstr("nothing was heard of rank 2 for 0.15 s")));
 }
 
 TEST(CommitVote, NothingIsHeardOfRank0) {

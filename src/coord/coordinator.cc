@@ -20,6 +20,10 @@ std::vector<std::uint64_t> Coordinator::all_sum(const std::vector<std::uint64_t>
   return sums;
 }
 
+void Coordinator::hand_round(std::span<const HandedPart> /*parts*/) {
+  throw Error(ErrorCode::kUnsupported, "this coordinator can't hand bytes round");
+}
+
 std::vector<std::string> Coordinator::gather_within(const std::string& bytes, std::size_t limit) {
   if (bytes.size() > limit) throw Error(ErrorCode::kInternal, "a message is longer than its limit");
   return gather(bytes);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,14 @@ class CountedCoordinator final : public Coordinator {
     return sums;
   }
   KeyValueStore& store() override { return inner_.store(); }
+  [[nodiscard]] bool can_hand_round() const override { return inner_.can_hand_round(); }
+  void hand_round(std::span<const HandedPart> parts) override {
+    inner_.hand_round(parts);
+    std::uint64_t sent = 0;
+    std::uint64_t received = 0;
+    for (const HandedPart& part : parts) (part.owner == rank() ? sent : received) += part.bytes.size();
+    count(sent, received);
+  }
 
  private:
   void count(std::uint64_t sent, std::uint64_t received) {

@@ -1,5 +1,6 @@
 #include "coord/thread_world.h"
 
+#include <cstring>
 #include <exception>
 #include <thread>
 
@@ -69,6 +70,22 @@ class ThreadWorld::Rank final : public Coordinator {
   }
 
   KeyValueStore& store() override { return world_.store_; }
+
+  [[nodiscard]] bool can_hand_round() const override { return true; }
+  void hand_round(std::span<const HandedPart> parts) override {
+    std::string mine;
+    for (const HandedPart& part : parts) {
+      if (part.owner == rank_) mine.append(reinterpret_cast<const char*>(part.bytes.data()), part.bytes.size());
+    }
+    world_.handed_bytes_ += mine.size();
+    const std::vector<std::string> all = world_.exchange(rank_, mine);
+    std::vector<std::size_t> at(all.size());
+    for (const HandedPart& part : parts) {
+      const auto owner = static_cast<std::size_t>(part.owner);
+      if (part.owner != rank_) std::memcpy(part.bytes.data(), all.at(owner).data() + at[owner], part.bytes.size());
+      at[owner] += part.bytes.size();
+    }
+  }
 
  private:
   ThreadWorld& world_;

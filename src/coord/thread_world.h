@@ -51,6 +51,8 @@ class ThreadWorld {
   MemoryKeyValueStore& store() noexcept { return store_; }
   /// Exchanges that rank 0 took part in.
   [[nodiscard]] int exchanges() const noexcept { return exchanges_; }
+  /// Bytes that ranks have given to hand_round.
+  [[nodiscard]] std::uint64_t handed_bytes() const noexcept { return handed_bytes_; }
 
   /// Runs `body` for every rank, each on a thread of its own, and returns what each threw ("" for nothing).
   std::vector<std::string> run(const std::function<void(Coordinator&)>& body);
@@ -72,6 +74,7 @@ class ThreadWorld {
   std::uint64_t round_ = 0;
   std::int64_t gone_ = -1;  ///< a rank that left
   std::atomic<int> exchanges_{0};
+  std::atomic<std::uint64_t> handed_bytes_{0};
 };
 
 }  // namespace torchsnapshot

@@ -8,17 +8,14 @@
 #include <span>
 #include <utility>
 
-#include "device/cuda_copies.h"
 #include "exec/buffer_pool.h"
 #include "exec/memory_budget.h"
 #include "exec/task_group.h"
 #include "integrity/block_checksums.h"
-#include "pipeline/device_staging.h"
 #include "pipeline/lazy_copies.h"
 #include "pipeline/options.h"
+#include "pipeline/placing.h"
 #include "plan/blocks.h"
-#include "tensor/device_copy.h"
-#include "tensor/strided_copy.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
@@ -61,19 +58,6 @@ constexpr std::size_t kViewBytes = 4 << 20;
 
 const ChecksumTable* table_of(const ChecksumStore* checksums, const std::string& location) {
   return checksums == nullptr ? nullptr : checksums->find(location);
-}
-
-/// Puts the bytes of a piece where they belong.
-void place(const ReadPiece& piece, std::span<const std::byte> bytes, const std::stop_token& stop) {
-  const TensorRead& read = *piece.read;
-  const std::uint64_t within_read = piece.range.begin - read.range.begin;
-  if (read.view.device == DeviceType::kCpu) {
-    scatter(bytes, read.piece_begin + within_read, read.piece_shape, read.region, read.view);
-  } else if (read.view.device == DeviceType::kCuda) {
-    cuda_copies().to_device(bytes, within_read, read.view, stop);
-  } else {
-    device_copier().to_device(bytes, within_read, read.view);
-  }
 }
 
 std::uint64_t bytes_of(const ReadBlock& block) {
@@ -269,45 +253,8 @@ std::vector<std::optional<SharedBytes>> run_blob_reads(const std::vector<BlobRea
   return results;
 }
 
-namespace {
-
-/// Copies to CUDA devices, from the first to the last of a restore: after what the program has queued for its tensors,
-/// and over on the host's side before it goes on, whatever becomes of the restore. So every stream sees them, what
-/// fails is known, and memory that is freed next is not written to.
-class CudaWrites {
- public:
-  explicit CudaWrites(const ReadPlan& plan) {
-    for (const ObjectRead& object : plan.objects) {
-      for (const TensorRead& read : object.tensors) {
-        if (read.view.device == DeviceType::kCuda) streams_.push_back(read.view.stream);
-      }
-    }
-    if (streams_.empty()) return;
-    finish_device_staging();
-    cuda_copies().order_after(streams_);
-  }
-  CudaWrites(const CudaWrites&) = delete;
-  CudaWrites& operator=(const CudaWrites&) = delete;
-  ~CudaWrites() {
-    try {
-      finish();
-    } catch (const Error&) {  // NOLINT(bugprone-empty-catch): there is another error already
-    }
-  }
-
-  [[nodiscard]] bool any() const noexcept { return !streams_.empty(); }
-  void finish() {
-    if (!streams_.empty()) cuda_copies().wait_to_device(std::exchange(streams_, {}));
-  }
-
- private:
-  std::vector<DeviceStream> streams_;
-};
-
-}  // namespace
-
 void run_reads(const ReadPlan& plan, const ReadContext& context) {
-  CudaWrites cuda(plan);
+  CudaWrites cuda(plan.objects);
   const std::uint64_t limit = budget_or_default(context.options);
   MemoryBudget budget(cuda.any() ? budget_beside_ring(limit) : limit);
   ThreadPool threads(std::max<std::size_t>(1, context.options.io_concurrency));

@@ -42,13 +42,6 @@ const std::byte* plain_memory(const WriteItem& item) {
   return view.device == DeviceType::kCpu && view.is_contiguous() ? view.data : nullptr;
 }
 
-/// The memory that takes the read's bytes as they are, or null.
-std::byte* plain_target(const TensorRead& read) {
-  const TensorView& view = read.view;
-  if (view.device != DeviceType::kCpu || !view.is_contiguous()) return nullptr;
-  return is_unbroken(read.piece_shape, read.region) ? view.data : nullptr;
-}
-
 /// The blocks of one object, made from left to right.
 class WriteCutter {
  public:
@@ -219,6 +212,12 @@ class ReadStager {
 };
 
 }  // namespace
+
+std::byte* plain_target(const TensorRead& read) {
+  const TensorView& view = read.view;
+  if (view.device != DeviceType::kCpu || !view.is_contiguous()) return nullptr;
+  return is_unbroken(read.piece_shape, read.region) ? view.data : nullptr;
+}
 
 std::vector<WriteBlock> write_blocks(const WriteObject& object, const BlockSizes& sizes, bool direct_allowed) {
   return cut_writes(object, sizes, WriteCutter(sizes), [direct_allowed](const WriteItem&) { return direct_allowed; });

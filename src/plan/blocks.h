@@ -52,6 +52,9 @@ std::vector<WriteBlock> write_blocks(const WriteObject& object, const BlockSizes
 std::vector<WriteBlock> lazy_write_blocks(const WriteObject& object, const BlockSizes& sizes,
                                           const std::function<bool(const WriteItem& item)>& may_wait);
 
+/// The memory that takes the read's bytes as they are, or null.
+std::byte* plain_target(const TensorRead& read);
+
 /// Bytes of a block that go into one tensor: `range` of the object, which lies within read->range.
 struct ReadPiece {
   const TensorRead* read = nullptr;

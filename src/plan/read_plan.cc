@@ -153,7 +153,7 @@ std::vector<ObjectNeed> ReadPlanner::needs() const {
 }
 
 void ReadPlanner::add(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box,
-                      const TensorView& target) {
+                      const TensorView& target, bool of_whole) {
   for (const ShardEntry& piece : pieces) {
     const TensorEntry& tensor = piece.tensor;
     const auto common = intersect(piece.box, box);
@@ -169,6 +169,7 @@ void ReadPlanner::add(const std::string& path, const std::vector<ShardEntry>& pi
     for (Box& region : regions) {
       TensorRead read;
       read.path = path;
+      read.of_whole = of_whole;
       read.piece_shape = tensor.shape;
       Box place = region;
       for (std::size_t d = 0; d < place.offsets.size(); ++d) {
@@ -193,7 +194,8 @@ void ReadPlanner::add(const std::string& path, const TensorEntry& tensor, const 
                           .piece_begin = 0,
                           .piece_shape = tensor.shape,
                           .region = Box::whole(tensor.shape),
-                          .view = target});
+                          .view = target,
+                          .of_whole = true});
 }
 
 ObjectRead& ReadPlanner::object_at(const std::string& location) {

@@ -31,6 +31,7 @@ struct TensorRead {
   Dims piece_shape;
   Box region;
   TensorView view;
+  bool of_whole = false;  ///< all of the tensor is wanted: so others may want the same
 };
 
 /// Bytes that go to a face as they are. No range: the whole object.
@@ -73,8 +74,9 @@ class ReadPlanner {
   /// What was required, one item an object.
   [[nodiscard]] std::vector<ObjectNeed> needs() const;
 
-  /// Plans to fill `target` with a box that was required.
-  void add(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box, const TensorView& target);
+  /// Plans to fill `target` with a box that was required. `of_whole`: it is all of the tensor.
+  void add(const std::string& path, const std::vector<ShardEntry>& pieces, const Box& box, const TensorView& target,
+           bool of_whole = false);
   /// As add(), all of a tensor that is stored in one piece.
   void add(const std::string& path, const TensorEntry& tensor, const TensorView& target);
   /// The plan; leaves the planner without reads.

@@ -103,7 +103,8 @@ PartCall call_for(const std::vector<PartNotice>& notices) {
   known.reserve(1024);
   bool all_well = true;
   for (std::size_t rank = 0; rank < notices.size(); ++rank) {
-    call.longest_rest = std::max(call.longest_rest, notices[rank].rest_bytes);
+    const std::uint64_t rest_bytes = notices[rank].rest_bytes;
+    if (rest_bytes > PartNotice::kShortRest) call.longest_rest = std::max(call.longest_rest, rest_bytes);
     all_well = all_well && notices[rank].is_well;
     const bool is_new = known.try_emplace(notices[rank].form, rank).second;
     if (is_new && rank != 0) call.senders.push_back(static_cast<std::int64_t>(rank));

@@ -59,20 +59,22 @@ class WorldParts {
 };
 
 // The way of the parts to rank 0, where there are many ranks: each gives notice of its form; rank 0 calls for one of
-// each form; all send the rest, those that were called their form too; and rank 0 puts them together.
+// each form; those that were called send it, and all the rest, if it was too long for the notice; and rank 0 puts them
+// together.
 
 struct PartNotice {
   static constexpr std::size_t kBytes = 1 + 3 * 8;
-  bool is_well = true;           ///< false: there is an error in place of the rest
-  Digest form;                   ///< of its bytes
-  std::uint64_t rest_bytes = 0;  ///< of serialize_rest, or of the error
+  static constexpr std::size_t kShortRest = 64;  ///< a rest that is no longer goes with the notice
+  bool is_well = true;                           ///< false: there is an error in place of the rest
+  Digest form;                                   ///< of its bytes
+  std::uint64_t rest_bytes = 0;                  ///< of serialize_rest, or of the error
   friend bool operator==(const PartNotice&, const PartNotice&) = default;
 };
 std::string serialize(const PartNotice& notice);
 PartNotice parse_notice(std::string_view bytes);
 
 struct PartCall {
-  std::uint64_t longest_rest = 0;
+  std::uint64_t longest_rest = 0;     ///< 0: all went with the notices
   std::vector<std::int64_t> senders;  ///< of forms, ascending; not rank 0; none when a rank is not well
   friend bool operator==(const PartCall&, const PartCall&) = default;
 };

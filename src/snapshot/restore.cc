@@ -7,12 +7,12 @@
 #include <utility>
 #include <vector>
 
-#include "coord/commit_vote.h"
-#include "coord/peer_error.h"
 #include "core/path_codec.h"
 #include "manifest/rank_view.h"
 #include "pipeline/corruption_log.h"
+#include "pipeline/options.h"
 #include "snapshot/internal.h"
+#include "snapshot/share_session.h"
 #include "snapshot/state_reader.h"
 #include "torchsnapshot/error.h"
 #include "torchsnapshot/snapshot.h"
@@ -72,22 +72,21 @@ Value read_tree(Storage& storage, ChecksumStore& checksums, const std::string& p
   return reader.take_result(tree);
 }
 
-/// Runs this rank's part; an error of any rank is an error on all.
-void together(Coordinator& ranks, const std::function<void()>& part) {
-  std::exception_ptr own;
-  std::string text;
-  try {
-    part();
-  } catch (...) {
-    own = std::current_exception();
-    text = encode_error(own);
-  }
-  try {
-    agree_all_well(ranks, text);
-  } catch (...) {
-    if (!own) throw;
-  }
-  if (own) std::rethrow_exception(own);
+/// Whether this rank would have others read for it. By default it does for what is not on this machine or looks so.
+bool wants_to_share(const Storage& storage, const RestoreOptions& options) {
+  if (!options.coordinator->can_hand_round() || options.coordinator->world_size() == 1) return false;
+  if (options.replicated_read != ReplicatedRead::kAuto) return options.replicated_read == ReplicatedRead::kShare;
+  const std::string url = storage.url();
+  return !url.starts_with("fs://") && !url.starts_with("memory://");
+}
+
+/// The ranks begin to read. Nothing has been changed yet.
+void begin_together(ShareSession& session, const Storage& storage, const RestoreOptions& options) {
+  const bool is_sharing = session.begin(wants_to_share(storage, options), budget_or_default(options.io));
+  if (is_sharing || options.replicated_read != ReplicatedRead::kShare || !options.io.on_notice) return;
+  options.io.on_notice(std::string("replicated_read \"share\" is not followed, each rank reads for itself: ") +
+                       (options.coordinator->can_hand_round() ? "not all ranks have asked for it"
+                                                              : "this coordinator can't hand bytes round"));
 }
 
 /// What a rank beyond the saved world has not got, because it was private to the ranks that saved it.
@@ -120,8 +119,15 @@ RestoreReport Snapshot::restore(AppState& app, const RestoreOptions& options) co
     if (part && std::all_of(paths.begin(), paths.end(), has)) return part;
     return cache_->state(*this, of_rank, options.io.checksums);
   };
+  const auto named = [this](const std::function<void()>& part) {
+    try {
+      part();
+    } catch (const Error& error) {
+      throw error.with_context("restoring from " + storage_->url());
+    }
+  };
   std::shared_ptr<const SavedState> saved;  // the reader refers to it
-  const auto read = [&] {
+  const auto look = [&] {
     saved = state_of_keys(rank);
     for (std::size_t i = 0; i < app.size(); ++i) {
       const auto& [key, target] = app[i];
@@ -137,18 +143,28 @@ RestoreReport Snapshot::restore(AppState& app, const RestoreOptions& options) co
       planned.emplace_back(i, reader.add(path, group->second, &target, is_exact, &report));
     }
     if (rank >= saved->metadata->world_size) tell_private(rank, saved->metadata->world_size, report, options.io);
+    named([&] { reader.check(*storage_, options.io, cache_->checksums); });
+  };
+  const auto read = [&](ShareSession* session) {
     CorruptionLog corruptions(options.keep_going);
-    try {
-      reader.read(*storage_, options.io, cache_->checksums, corruptions);
-    } catch (const Error& error) {
-      throw error.with_context("restoring from " + storage_->url());
-    }
+    named([&] { reader.read_checked(*storage_, options.io, corruptions, session); });
     report.corrupt = corruptions.take();
   };
   if (options.coordinator) {
-    together(*options.coordinator, read);
+    ShareSession session(*options.coordinator);
+    std::exception_ptr error;
+    try {
+      look();
+      begin_together(session, *storage_, options);
+      read(&session);
+    } catch (...) {
+      error = std::current_exception();
+      session.refuse();
+    }
+    end_restore(*options.coordinator, error);
   } else {
-    read();
+    look();
+    read(nullptr);
   }
   for (const auto& [i, tree] : planned) {
     Value state = reader.take_result(tree);

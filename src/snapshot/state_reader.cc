@@ -5,6 +5,7 @@
 #include <memory>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <variant>
 
 #include "core/path_codec.h"
@@ -13,6 +14,8 @@
 #include "pipeline/options.h"
 #include "pipeline/read_pipeline.h"
 #include "snapshot/internal.h"
+#include "snapshot/share_session.h"
+#include "snapshot/shared_reads.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
@@ -278,7 +281,7 @@ void StateReader::want_blob(const Leaf& leaf, const std::string& location, std::
   pending_blobs_.push_back(pending);
 }
 
-void StateReader::read(Storage& storage, const IoOptions& io, ChecksumStore& checksums, CorruptionLog& corruptions) {
+void StateReader::check(Storage& storage, const IoOptions& io, ChecksumStore& checksums) {
   const std::vector<ObjectNeed> needs = planner_.needs();
   if (io.checksums) {
     std::vector<std::string> objects;
@@ -286,12 +289,16 @@ void StateReader::read(Storage& storage, const IoOptions& io, ChecksumStore& che
     for (const ObjectNeed& need : needs) objects.push_back(need.location);
     checksums.load(objects, storage, io);
   }
-  const ChecksumStore* verify_by = io.checksums ? &checksums : nullptr;
-  const ObjectSizes sizes = check_objects(needs, verify_by, storage, io.stop);
+  verify_by_ = io.checksums ? &checksums : nullptr;
+  sizes_ = check_objects(needs, verify_by_, storage, io.stop);
+}
+
+void StateReader::read_checked(Storage& storage, const IoOptions& io, CorruptionLog& corruptions,
+                               ShareSession* session) {
   std::uint64_t total = 0;
   for (const BlobRead& blob : blobs_) {
-    const auto size = sizes.find(blob.location);
-    total += blob.range ? blob.range->size() : size == sizes.end() ? 0 : size->second;
+    const auto size = sizes_.find(blob.location);
+    total += blob.range ? blob.range->size() : size == sizes_.end() ? 0 : size->second;
   }
   for (const Tree& tree : trees_) {
     for (const Leaf& leaf : tree.leaves) {
@@ -304,17 +311,77 @@ void StateReader::read(Storage& storage, const IoOptions& io, ChecksumStore& che
     }
   }
   ProgressMeter meter(total, io.on_progress);
-  const ReadContext context{storage, io, sizes, verify_by, corruptions, meter};
-  place_blobs(run_blob_reads(blobs_, context));
+  const ReadContext context{storage, io, sizes_, verify_by_, corruptions, meter};
+  place_blobs(read_blobs(context, session));
   plan_tensors();
   try {
-    run_reads(planner_.build(), context);
+    ReadPlan plan = planner_.build();
+    if (session != nullptr && session->is_sharing()) {
+      run_shared_reads(plan, context, *session);
+      session->finish();
+    }
+    run_reads(plan, context);
   } catch (const Error& error) {
     // What can be checked before was, so this is rare: the storage failed half-way, or bits have flipped.
     throw error.with_context("tensors of the target may hold a mixture of old and restored values");
   }
   meter.finish();
   pass_on_notices(storage, io);
+}
+
+std::vector<std::optional<SharedBytes>> StateReader::read_blobs(const ReadContext& context, ShareSession* session) {
+  if (session == nullptr || !session->is_sharing()) return run_blob_reads(blobs_, context);
+  // Bytes are a tensor of bytes to those who share.
+  std::map<std::string, ObjectRead> objects;
+  std::vector<std::shared_ptr<std::byte[]>> memories(blobs_.size());
+  std::vector<ByteRange> ranges(blobs_.size());
+  for (std::size_t i = 0; i < blobs_.size(); ++i) {
+    const BlobRead& blob = blobs_[i];
+    const auto size = sizes_.find(blob.location);
+    if (size == sizes_.end()) continue;
+    ranges[i] = blob.range.value_or(ByteRange{0, size->second});
+    if (ranges[i].size() == 0) continue;
+    memories[i] = std::make_shared_for_overwrite<std::byte[]>(ranges[i].size());
+    const Dims shape{static_cast<std::int64_t>(ranges[i].size())};
+    ObjectRead& object = objects[blob.location];
+    object.location = blob.location;
+    object.tensors.push_back({.path = blob.path,
+                              .range = ranges[i],
+                              .piece_begin = 0,
+                              .piece_shape = shape,
+                              .region = Box::whole(shape),
+                              .view = TensorView::dense(memories[i].get(), DType::kUInt8, shape),
+                              .of_whole = true});
+  }
+  ReadPlan plan;
+  for (auto& [location, object] : objects) {
+    std::sort(object.tensors.begin(), object.tensors.end(),
+              [](const TensorRead& a, const TensorRead& b) { return a.range.begin < b.range.begin; });
+    plan.objects.push_back(std::move(object));
+  }
+  const std::vector<Corruption> damaged = run_shared_reads(plan, context, *session);
+  std::unordered_set<const std::byte*> not_shared;
+  for (const ObjectRead& object : plan.objects) {
+    for (const TensorRead& read : object.tensors) not_shared.insert(read.view.data);
+  }
+  std::vector<std::optional<SharedBytes>> results(blobs_.size());
+  std::vector<BlobRead> rest;
+  std::vector<std::size_t> rest_index;
+  for (std::size_t i = 0; i < blobs_.size(); ++i) {
+    const BlobRead& blob = blobs_[i];
+    if (memories[i] == nullptr || not_shared.contains(memories[i].get())) {
+      rest.push_back(blob);
+      rest_index.push_back(i);
+    } else if (std::none_of(damaged.begin(), damaged.end(), [&](const Corruption& found) {
+                 return found.location == blob.location && found.range.begin < ranges[i].end &&
+                        found.range.end > ranges[i].begin;
+               })) {
+      results[i] = SharedBytes(std::span<const std::byte>(memories[i].get(), ranges[i].size()), memories[i]);
+    }
+  }
+  std::vector<std::optional<SharedBytes>> read = run_blob_reads(rest, context);
+  for (std::size_t i = 0; i < rest.size(); ++i) results[rest_index[i]] = std::move(read[i]);
+  return results;
 }
 
 void StateReader::place_blobs(const std::vector<std::optional<SharedBytes>>& bytes) {
@@ -372,13 +439,15 @@ void StateReader::plan_tensors() {
       const std::vector<ShardEntry> pieces = stored_pieces(*leaf.item->entry);
       const auto* sharded = leaf.target == nullptr ? nullptr : leaf.target->get_if<ShardedTensor>();
       if (sharded != nullptr) {
-        for (const LocalShard& shard : sharded->shards) planner_.add(leaf.item->path, pieces, shard.box, shard.view);
+        for (const LocalShard& shard : sharded->shards) {
+          planner_.add(leaf.item->path, pieces, shard.box, shard.view, shard.box == Box::whole(saved->shape));
+        }
         leaf.value = *leaf.target;
         continue;
       }
       // An encoded target (a conj view, for example) gets a new tensor, from which the face fills it.
       TensorView memory = view != nullptr ? *view : allocate_(saved->dtype, saved->shape);
-      planner_.add(leaf.item->path, pieces, Box::whole(saved->shape), memory);
+      planner_.add(leaf.item->path, pieces, Box::whole(saved->shape), memory, true);
       leaf.value = std::move(memory);
     }
   }

@@ -13,11 +13,14 @@
 #include "manifest/rank_view.h"
 #include "pipeline/checksum_store.h"
 #include "pipeline/corruption_log.h"
+#include "pipeline/read_pipeline.h"
 #include "plan/read_plan.h"
 #include "state/flatten.h"
 #include "torchsnapshot/snapshot.h"
 
 namespace torchsnapshot {
+
+class ShareSession;
 
 /// Reads any number of subtrees in one go: add() each, read(), then take each result once. Entries and targets that
 /// were added outlive the reader.
@@ -36,7 +39,14 @@ class StateReader {
   /// Reads everything that was added: checks the objects, reads and decodes what is not plain elements, makes memory,
   /// and only then writes to targets. What is read is verified by `checksums`, unless `io` says otherwise; what is
   /// corrupt goes to `corruptions`.
-  void read(Storage& storage, const IoOptions& io, ChecksumStore& checksums, CorruptionLog& corruptions);
+  void read(Storage& storage, const IoOptions& io, ChecksumStore& checksums, CorruptionLog& corruptions) {
+    check(storage, io, checksums);
+    read_checked(storage, io, corruptions, nullptr);
+  }
+  /// The two halves of read(): first the look at all objects; then the reading. `session` (may be null): reads once for
+  /// all ranks what they all want, if they share; collective then.
+  void check(Storage& storage, const IoOptions& io, ChecksumStore& checksums);
+  void read_checked(Storage& storage, const IoOptions& io, CorruptionLog& corruptions, ShareSession* session);
 
   /// The tree of that index.
   Value take_result(std::size_t index);
@@ -62,6 +72,7 @@ class StateReader {
 
   void require(Leaf& leaf, std::size_t tree, std::size_t index);
   void want_blob(const Leaf& leaf, const std::string& location, std::optional<ByteRange> range, PendingBlob pending);
+  std::vector<std::optional<SharedBytes>> read_blobs(const ReadContext& context, ShareSession* session);
   void place_blobs(const std::vector<std::optional<SharedBytes>>& bytes);
   static void keep_target(Leaf& leaf);
   void plan_tensors();
@@ -73,6 +84,9 @@ class StateReader {
   std::map<std::pair<std::string, std::uint64_t>, std::size_t> blob_index_;  ///< by location and begin
   std::vector<PendingBlob> pending_blobs_;
   std::vector<Tree> trees_;
+  // Of check().
+  const ChecksumStore* verify_by_ = nullptr;
+  ObjectSizes sizes_;
 };
 
 /// Dtype and shape of a tensor leaf or tensor-like entry.

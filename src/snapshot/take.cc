@@ -1,9 +1,9 @@
 #include <string>
 #include <utility>
 
-#include "coord/commit_vote.h"
 #include "coord/peer_error.h"
 #include "snapshot/internal.h"
+#include "snapshot/share_session.h"
 #include "snapshot/take_job.h"
 #include "snapshot/world_take.h"
 #include "torchsnapshot/snapshot.h"
@@ -38,11 +38,7 @@ void refuse_take(Coordinator& ranks, const Error& error) {
 }
 
 void refuse_restore(Coordinator& ranks, const Error& error) {
-  try {
-    agree_all_well(ranks, encode_error(error));
-  } catch (const Error&) {
-    throw error;  // this rank's own, whatever the others have
-  }
+  refuse_world_restore(ranks, error);
   throw error;
 }
 

@@ -9,7 +9,7 @@
 //     2. only if the replicated leaves differ: all to all, the lists of them;
 //     3. only if ranks that hold the same shards do not describe them alike: all to all, digests of them;
 //     4. to rank 0: the entries of this rank's plan, or why there are none. With many ranks first the digests of their
-//        forms (manifest/compact_part.h), and one rank for each form sends it.
+//        forms (manifest/compact_part.h) with what else is short, and one rank for each form sends it.
 // Then each rank writes, and the vote (coord/commit_vote.cc) ends the take. Rank 0 merges the entries meanwhile.
 // The take's id of a plan that is taken again follows from the id that it was first taken with, and the number of takes
 // since; so all ranks know it.
@@ -208,11 +208,20 @@ std::shared_ptr<const WorldParts> gather_many_parts(Coordinator& ranks, const Co
   const std::string rest = mine == nullptr ? error : serialize_rest(*mine);
   const PartNotice own{mine != nullptr, mine == nullptr ? Digest() : digest_of_bytes(mine->form), rest.size()};
   std::vector<PartNotice> notices;
-  for (const std::string& bytes : ranks.gather_within(serialize(own), PartNotice::kBytes)) {
-    notices.push_back(parse_notice(bytes));
+  std::vector<std::string> rests;  // most are so short that they go along
+  const std::string along = rest.size() <= PartNotice::kShortRest ? rest : std::string();
+  for (const std::string& bytes :
+       ranks.gather_within(serialize(own) + along, PartNotice::kBytes + PartNotice::kShortRest)) {
+    notices.push_back(parse_notice(std::string_view(bytes).substr(0, PartNotice::kBytes)));
+    rests.push_back(bytes.substr(PartNotice::kBytes));
   }
   const PartCall call = parse_call(ranks.broadcast(ranks.rank() == 0 ? serialize(call_for(notices)) : std::string()));
-  const auto rests = ranks.gather_within(rest, call.longest_rest);
+  if (call.longest_rest != 0) {
+    auto longer = ranks.gather_within(along.empty() ? rest : std::string(), call.longest_rest);
+    for (std::size_t rank = 0; rank < longer.size(); ++rank) {
+      if (!longer[rank].empty()) rests[rank] = std::move(longer[rank]);
+    }
+  }
   const auto forms = call.senders.empty()
                          ? std::vector<std::string>()
                          : ranks.gather_from(call.senders, mine == nullptr ? std::string() : mine->form);

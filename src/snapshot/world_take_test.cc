@@ -467,7 +467,7 @@ TEST(WorldTake, APlanThatHasNotChangedIsNotExchangedAgain) {
         EXPECT_EQ(plan.figures.exchanges, exchanges);
       }
     };
-    const int full = direct_ranks == 0 ? 5 : 2;
+    const int full = direct_ranks == 0 ? 4 : 2;  // and one for the path: 4 + 1 for each stateful
     const Plans first = take(10, 1, 0);
     expect(first, false, full);
     const Plans again = take(20, 1, 0);

@@ -128,6 +128,61 @@ def check_rank_0s_path_wins(folder: pathlib.Path) -> None:
     assert snapshot.read_object(f"{rank()}/s/x") == rank()
 
 
+def check_replicated_state_is_read_once(folder: pathlib.Path) -> None:
+    state = StateDict(
+        big=same_everywhere(3000, 1000), odd=same_everywhere(700, 33, seed=3), small=same_everywhere(7), things={1, 2}
+    )
+    own = StateDict(data=torch.full((30,), float(rank())), note={"rank", rank()})
+    path = str(folder / "snap")
+    Snapshot.take(path, {"state": state, "own": own}, replicated=["state/**"])
+    for mode in ("share", "direct", "auto"):
+        target = StateDict(big=torch.zeros(3000, 1000), odd=torch.zeros(33, 700).t(), small=torch.zeros(7), things=None)
+        other = StateDict(data=torch.zeros(30), note=None)
+        memory = target["big"].data_ptr()
+        with events() as seen:
+            report = Snapshot(path).restore({"state": target, "own": other}, replicated_read=mode, weights_only=False)
+        assert (report.missing, report.mismatched, report.corrupt) == ([], [], [])
+        assert target["big"].data_ptr() == memory
+        assert_same(target.data, state.data)
+        assert_same(other.data, own.data)
+        (end,) = [event for event in seen if event.metadata["action"] == "end"]
+        exchanges = end.metadata["exchanges"]
+        # Shared: one to begin, two lists of three, three rounds of two at most, the end.
+        assert exchanges == 2 if mode != "share" else 8 < exchanges <= 14, exchanges  # type: ignore[operator]
+    error = raised(lambda: Snapshot(path).restore({"state": target}, replicated_read="sometimes"))
+    assert "'auto', 'direct' or 'share', not 'sometimes'" in str(error), error
+
+
+def check_sharing_by_some_ranks(folder: pathlib.Path) -> None:
+    """Sub-groups share each for itself; a rank that does not want to decides for all; so does an error."""
+    groups = [dist.new_group([first, first + 1]) for first in range(0, world(), 2)]
+    group = groups[rank() // 2]
+    path = str(folder / f"snap-{rank() // 2}")
+    state = StateDict(big=same_everywhere(1000, 1000, seed=rank() // 2), step=3)
+    Snapshot.take(path, {"state": state}, pg=group, replicated=["**"])
+    target = StateDict(big=torch.zeros(1000, 1000), step=0)
+    Snapshot(path, pg=group).restore({"state": target}, replicated_read="share")
+    assert_same(target.data, state.data)
+    target["big"].zero_()
+    Snapshot(path, pg=group).restore({"state": target}, replicated_read="share" if rank() % 2 else "direct")
+    assert_same(target.data, state.data)
+    dist.barrier()
+    if rank() % 2:  # half of what its group reads is damaged
+        for name in data_files(path):
+            with (pathlib.Path(path) / name).open("r+b") as file:
+                file.seek(1000)
+                file.write(b"damaged!")
+    dist.barrier()
+    error = raised(lambda: Snapshot(path, pg=group).restore({"state": target}, replicated_read="share"))
+    assert "has changed since it was saved" in str(error), error
+    report = Snapshot(path, pg=group).restore({"state": target}, replicated_read="share", keep_going=True)
+    found = [(corruption.location, corruption.byte_range) for corruption in report.corrupt]
+    gathered: list[Any] = [None, None]
+    dist.all_gather_object(gathered, found, group=group)
+    assert found
+    assert gathered == [found, found]
+
+
 def check_ddp_is_replicated(folder: pathlib.Path) -> None:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
@@ -769,6 +824,24 @@ def check_snapshots_of_the_original(folder: pathlib.Path) -> None:
                     assert_same(got, want)
 
 
+def check_save_for_the_original(folder: pathlib.Path) -> None:
+    """What original_ranks.py restores."""
+    mesh = init_device_mesh("cpu", (world(),))
+    full = same_everywhere(37, 11)
+    state = StateDict(
+        big=same_everywhere(3000, 1000),
+        small=same_everywhere(7),
+        step=7,
+        thing=("a", 1),
+        st=as_sharded_tensor(full, 0),
+        other=as_sharded_tensor(full, 1),
+        dt=as_dtensor(full, mesh, [Shard(0)]),
+    )
+    own = StateDict(rank=rank(), data=torch.full((30,), float(rank())), note=f"rank {rank()}")
+    replicated = [f"state/{name}" for name in ("big", "small", "step", "thing")]
+    Snapshot.take(str(folder / "snap"), {"state": state, "own": own}, replicated=replicated)
+
+
 # --- other numbers of ranks -----------------------------------------------------------------------------------------
 
 
@@ -782,7 +855,8 @@ def check_save_for_other_worlds(folder: pathlib.Path) -> None:
         mine=torch.full((2,), float(rank())),
     )
     place = pathlib.Path(folder).parent.parent / f"from-{world()}"
-    Snapshot.take(str(place), {"s": state}, replicated=["s/same"])
+    torch.manual_seed(100 + rank())
+    Snapshot.take(str(place), {"s": state, "rng": RNGState()}, replicated=["s/same"])
 
 
 def check_restore_of_other_worlds(folder: pathlib.Path) -> None:
@@ -797,8 +871,14 @@ def check_restore_of_other_worlds(folder: pathlib.Path) -> None:
             mine=torch.full((2,), -1.0),
         )
         mine = target["mine"]
-        report = Snapshot(str(place)).restore({"s": target})
-        assert report.missing == ([] if rank() < savers else ["s/mine"])
+        torch.manual_seed(7)
+        report = Snapshot(str(place)).restore({"s": target, "rng": RNGState()})
+        drawn = torch.rand(3)
+        torch.manual_seed(100 + rank() if rank() < savers else 7)  # a rank that was not there keeps what it has
+        assert_same(drawn, torch.rand(3))
+        missing = [path for path in report.missing if not path.startswith("rng/")]
+        assert (len(missing) < len(report.missing)) == (rank() >= savers), report.missing
+        assert missing == ([] if rank() < savers else ["s/mine"])
         assert_same(mine, torch.full((2,), float(rank()) if rank() < savers else -1.0))
         assert_same(target["same"], full)
         assert_same(target["st"]._local_tensor, local_part(full, mesh, [Shard(0)]))

@@ -57,15 +57,22 @@ class Launcher:
                 pipe.close()
 
     def run(
-        self, world_size: int, module: str, folder: pathlib.Path, *checks: str, timeout: float = 240
+        self,
+        world_size: int,
+        module: str,
+        folder: pathlib.Path,
+        *checks: str,
+        timeout: float = 240,
+        host: str = "127.0.0.1",
     ) -> list[Outcome]:
         """Runs functions of a module in this folder on every rank: all whose names begin with ``check_`` (those that
-        take as many ranks), or those named."""
+        take as many ranks), or those named. `host`: where the store is."""
         folder.mkdir(parents=True, exist_ok=True)
         # As torchrun does, a process that is no rank keeps the store: it outlives every rank.
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         request = {
             "world_size": world_size,
+            "host": host,
             "port": store.port,
             "module": module,
             "folder": str(folder),

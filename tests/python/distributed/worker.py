@@ -34,13 +34,15 @@ def main() -> None:
         print(json.dumps(launch(**json.loads(line))), flush=True)
 
 
-def launch(world_size: int, port: int, module: str, folder: str, names: list[str], timeout: float) -> list[int | None]:
+def launch(
+    world_size: int, host: str, port: int, module: str, folder: str, names: list[str], timeout: float
+) -> list[int | None]:
     """The exit code of each rank, negative for a signal; None for one that had to be killed."""
     ranks: dict[int, int] = {}
     for rank in range(world_size):
         pid = os.fork()
         if pid == 0:
-            become(rank, world_size, port, module, folder, names)
+            become(rank, world_size, (host, port), module, folder, names)
         ranks[pid] = rank
     codes: dict[int, int | None] = {}
     deadline = time.monotonic() + timeout
@@ -60,7 +62,7 @@ def launch(world_size: int, port: int, module: str, folder: str, names: list[str
     return [codes[rank] for rank in range(world_size)]
 
 
-def become(rank: int, world_size: int, port: int, module: str, folder: str, names: list[str]) -> None:
+def become(rank: int, world_size: int, address: tuple[str, int], module: str, folder: str, names: list[str]) -> None:
     """This process is a rank from now on."""
     code = 1
     try:
@@ -68,7 +70,7 @@ def become(rank: int, world_size: int, port: int, module: str, folder: str, name
         log = os.open(str(pathlib.Path(folder) / f"rank-{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        run(rank, world_size, port, module, pathlib.Path(folder), names)
+        run(rank, world_size, address, module, pathlib.Path(folder), names)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -78,9 +80,11 @@ def become(rank: int, world_size: int, port: int, module: str, folder: str, name
         os._exit(code)
 
 
-def run(rank: int, world_size: int, port: int, module_name: str, folder: pathlib.Path, names: list[str]) -> None:
+def run(
+    rank: int, world_size: int, address: tuple[str, int], module_name: str, folder: pathlib.Path, names: list[str]
+) -> None:
     """The checks, one after the other; of each, how it went."""
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    store = dist.TCPStore(*address, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     module = importlib.import_module(module_name)
     with (folder / f"rank-{rank}.json").open("w") as results:
