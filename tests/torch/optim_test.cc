@@ -154,17 +154,19 @@ void expect_groups_go_on(const Options& first, const Options& second) {
   ASSERT_FALSE(first == other || second == other || first == second);
   const TempFolder folder;
   GroupTrainer trained = GroupTrainer::with<Optim>(first, second, other);
-  const auto options_at = [](const GroupTrainer& trainer, std::size_t group) {
-    return static_cast<const Options&>(trainer.optimizer->param_groups()[group].options());
-  };
-  ASSERT_TRUE(options_at(trained, 0) == first && options_at(trained, 1) == second);
   trained.train(3);
   const Snapshot snapshot = Snapshot::take(folder.path("s"), trained.app());
   GroupTrainer fresh = GroupTrainer::with<Optim>(other, other, other);
   EXPECT_TRUE(snapshot.restore(fresh.app()).missing.empty());
-  // libtorch's own comparison, which knows every option.
-  EXPECT_TRUE(options_at(fresh, 0) == first);
-  EXPECT_TRUE(options_at(fresh, 1) == second);
+  // libtorch's own comparison, which knows every option. That of RMSprop finds even the groups of `trained` others than
+  // they were given; the losses below depend on all of its options.
+  if (!std::is_same_v<Optim, RMSprop>) {
+    const auto options_at = [&fresh](std::size_t group) {
+      return static_cast<const Options&>(fresh.optimizer->param_groups()[group].options());
+    };
+    EXPECT_TRUE(options_at(0) == first);
+    EXPECT_TRUE(options_at(1) == second);
+  }
   EXPECT_EQ(trained.train(10), fresh.train(10));
   // Where a state is made by the first step that needs it, a parameter without gradients has none.
   if (!std::is_same_v<Optim, Adagrad>) {
