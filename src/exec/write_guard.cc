@@ -12,9 +12,11 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "exec/fork_lock.h"
@@ -44,6 +46,20 @@ constexpr bool kThreadSanitizer = false;
 #endif
 
 constexpr std::uint64_t kWanted = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMOVE;
+
+/// How long to try again while the memory map is changing. A message that is taken at once ends that; a thread that
+/// empties or unmaps protected memory without a pause may not.
+constexpr std::chrono::milliseconds kPatience(100);
+
+/// Sets or lifts the protection. Returns 0, or the reason, EAGAIN when the memory map went on changing.
+int write_protect(int descriptor, uffdio_writeprotect protection) noexcept {
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  while (::ioctl(descriptor, UFFDIO_WRITEPROTECT, &protection) != 0) {
+    if (errno != EAGAIN || std::chrono::steady_clock::now() > deadline) return errno;
+    std::this_thread::yield();  // to who takes the message
+  }
+  return 0;
+}
 
 uffdio_range range_of(std::span<const std::byte> pages) noexcept {
   return {.start = reinterpret_cast<std::uintptr_t>(pages.data()), .len = pages.size()};
@@ -214,10 +230,7 @@ bool WriteGuard::protect(std::span<const std::byte> pages) {
   if (populates_ && ::madvise(const_cast<std::byte*>(pages.data()), pages.size(), MADV_POPULATE_READ) != 0) {
     return give_up();
   }
-  uffdio_writeprotect protection{.range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
-  while (::ioctl(descriptor_, UFFDIO_WRITEPROTECT, &protection) != 0) {
-    if (errno != EAGAIN) return give_up();
-  }
+  if (write_protect(descriptor_, {.range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP}) != 0) return give_up();
   const std::lock_guard lock(mutex_);
   ranges_.push_back(pages);
   return true;
@@ -235,14 +248,14 @@ void WriteGuard::give_up(std::span<const std::byte> pages) noexcept {
 }
 
 void WriteGuard::release(std::span<const std::byte> pages) const noexcept {
-  uffdio_writeprotect protection{.range = range_of(pages), .mode = 0};
-  while (::ioctl(descriptor_, UFFDIO_WRITEPROTECT, &protection) != 0) {
-    if (errno == EAGAIN) continue;  // the memory map is changing
-    // Part of it is not ours any more. Who waits there finds out by trying again.
-    uffdio_range range = range_of(pages);
-    ::ioctl(descriptor_, UFFDIO_WAKE, &range);
-    return;
-  }
+  const int reason = write_protect(descriptor_, {.range = range_of(pages), .mode = 0});
+  if (reason == 0) return;
+  // Part of it is not ours any more, or the map does not come to rest: to let go of the pages it need not.
+  uffdio_range range = range_of(pages);
+  if (reason == EAGAIN) ::ioctl(descriptor_, UFFDIO_UNREGISTER, &range);
+  // That wakes nobody who waits to write. Who is woken finds out by trying again.
+  range = range_of(pages);
+  ::ioctl(descriptor_, UFFDIO_WAKE, &range);
 }
 
 void WriteGuard::watch() noexcept {

@@ -47,7 +47,8 @@ class WriteGuard {
   WriteGuard(const WriteGuard&) = delete;
   WriteGuard& operator=(const WriteGuard&) = delete;
 
-  /// Protects whole pages. False where the kernel does not allow it; then nothing is protected. Thread-safe.
+  /// Protects whole pages. False where the kernel does not allow it, or while protected memory is emptied or unmapped
+  /// without a pause; then nothing is protected. Thread-safe.
   bool protect(std::span<const std::byte> pages);
   /// Lifts the protection, and wakes who waits. Any part of what was protected, also twice. Thread-safe.
   void release(std::span<const std::byte> pages) const noexcept;

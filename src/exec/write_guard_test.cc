@@ -216,6 +216,29 @@ TEST(WriteGuard, TellsWhenMemoryGoesAway) {
   EXPECT_EQ(keeper.lost[1].size(), 8 * kPage);
 }
 
+// The kernel refuses to protect while it waits for such messages to be taken: nobody may wait for that to end.
+TEST(WriteGuard, MemoryThatIsEmptiedWithoutAPauseStopsNobody) {
+  const Pages pages(64 * kPage);
+  std::memset(pages.data(), 7, 64 * kPage);
+  Keeper keeper(pages.span());
+  SKIP_WITHOUT_PROTECTION(keeper);
+  ASSERT_TRUE(keeper.guard->protect(pages.span().first(16 * kPage)));
+  {
+    std::vector<std::jthread> emptying;
+    for (std::size_t i = 0; i < 3; ++i) {
+      emptying.emplace_back([&pages, i](const std::stop_token& stop) {
+        while (!stop.stop_requested()) ::madvise(pages.data() + i * kPage, kPage, MADV_DONTNEED);
+      });
+    }
+    for (std::size_t page = 16; page < 32; ++page) {
+      if (keeper.guard->protect(pages.span().subspan(page * kPage, kPage))) pages.data()[page * kPage] = std::byte{8};
+    }
+    pages.data()[15 * kPage] = std::byte{8};
+  }
+  EXPECT_EQ(keeper.original()[15 * kPage], std::byte{7});
+  EXPECT_TRUE(keeper.guard->is_lost(pages.span().first(kPage)));
+}
+
 TEST(WriteGuard, OnePageHasOneGuard) {
   const Pages pages(8 * kPage);
   std::memset(pages.data(), 7, 8 * kPage);

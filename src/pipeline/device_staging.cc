@@ -1,12 +1,10 @@
 #include "pipeline/device_staging.h"
 
-#include <sys/types.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
 #include <variant>
 
+#include "exec/pending_list.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
@@ -15,18 +13,11 @@ namespace {
 constexpr std::size_t kInFlight = 2;  ///< of one thread
 constexpr std::size_t kMaxThreads = 4;
 
-/// All that are under way in this process.
-struct Pending {
-  std::mutex mutex;
-  pid_t owner = getpid();
-  std::vector<DeviceStaging*> all;
-
-  static Pending& get() {
-    // Never destroyed: takes may be pending when static objects go. A forked child has none: CUDA does not work there.
-    static auto* const pending = new Pending;
-    return *pending;
-  }
-};
+/// All that are under way in this process. A forked child has none: CUDA does not work there.
+PendingList<DeviceStaging>& pending() {
+  static auto* const all = new PendingList<DeviceStaging>;
+  return *all;
+}
 
 }  // namespace
 
@@ -145,11 +136,7 @@ void DeviceStaging::land(std::deque<Flying>& flying) {
 }
 
 void DeviceStaging::run_ahead() {
-  {
-    Pending& pending = Pending::get();
-    const std::lock_guard lock(pending.mutex);
-    pending.all.push_back(this);
-  }
+  pending().add(weak_from_this());
   for (std::size_t i = useful_threads(); i > 0; --i) threads_.emplace_back([this] { work(); });
 }
 
@@ -171,11 +158,6 @@ void DeviceStaging::wait_quietly() noexcept {
 }
 
 void DeviceStaging::close() noexcept {
-  {
-    Pending& pending = Pending::get();
-    const std::lock_guard lock(pending.mutex);
-    std::erase(pending.all, this);
-  }
   end_.request_stop();
   {
     const std::lock_guard lock(mutex_);
@@ -186,10 +168,7 @@ void DeviceStaging::close() noexcept {
 }
 
 void finish_device_staging() {
-  Pending& pending = Pending::get();
-  const std::lock_guard lock(pending.mutex);
-  if (pending.owner != getpid()) return;
-  for (DeviceStaging* staging : pending.all) staging->wait_quietly();
+  for (const auto& staging : pending().all()) staging->wait_quietly();
 }
 
 }  // namespace torchsnapshot

@@ -29,7 +29,7 @@ std::vector<CudaCopies::Part> cuda_parts(const WriteBlock& block);
 /// the pinned ring, the other goes from there into its buffer. A thread that has a copy in flight never waits for
 /// memory: it ends that copy first, so that whoever holds memory goes on.
 /// Thread-safe.
-class DeviceStaging {
+class DeviceStaging : public std::enable_shared_from_this<DeviceStaging> {
  public:
   struct Block {
     std::string path;                     ///< of an entry in it, for errors
@@ -51,7 +51,7 @@ class DeviceStaging {
 
   /// One thread's work, until nothing is left or a copy has failed.
   void work() noexcept;
-  /// Starts threads that work.
+  /// Starts threads that work. From now on finish_device_staging() finds it, if a shared_ptr has it.
   void run_ahead();
   /// Waits until every copy is queued on our streams, or never will be; errors come from wait().
   void wait_queued();

@@ -9,9 +9,6 @@
 
 #include "pipeline/lazy_copies.h"
 
-#include <sys/types.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -19,7 +16,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include "exec/fork_lock.h"
+#include "exec/pending_list.h"
 #include "plan/blocks.h"
 #include "torchsnapshot/error.h"
 
@@ -42,51 +39,10 @@ void in_parallel(std::size_t count, std::size_t most, const One& one) {
 }
 
 /// All that are under way in this process.
-class Pending {
- public:
-  static Pending& get() {
-    // Never destroyed: takes may be pending when static objects go.
-    static Pending* all = [] {
-      auto* made = new Pending;
-      lock_over_fork(made->mutex_);
-      return made;
-    }();
-    return *all;
-  }
-
-  void add(const std::shared_ptr<LazyCopies>& copies) {
-    const std::lock_guard lock(mutex_);
-    leave_parent();
-    std::erase_if(all_, [](const auto& other) { return other.expired(); });
-    all_.push_back(copies);
-    count_.store(all_.size());
-  }
-
-  std::vector<std::shared_ptr<LazyCopies>> all() {
-    std::vector<std::shared_ptr<LazyCopies>> found;
-    if (count_.load() == 0) return found;
-    const std::lock_guard lock(mutex_);
-    leave_parent();
-    for (const auto& one : all_) {
-      if (auto copies = one.lock()) found.push_back(std::move(copies));
-    }
-    return found;
-  }
-
- private:
-  /// In a forked child nothing is protected, and its parent's threads are not there.
-  void leave_parent() {
-    if (owner_ == getpid()) return;
-    owner_ = getpid();
-    all_.clear();
-    count_.store(0);
-  }
-
-  std::mutex mutex_;
-  pid_t owner_ = getpid();
-  std::vector<std::weak_ptr<LazyCopies>> all_;
-  std::atomic<std::size_t> count_{0};
-};
+PendingList<LazyCopies>& pending() {
+  static auto* const all = new PendingList<LazyCopies>;
+  return *all;
+}
 
 std::exception_ptr memory_is_gone() noexcept {
   return std::make_exception_ptr(
@@ -96,6 +52,29 @@ std::exception_ptr memory_is_gone() noexcept {
 }
 
 }  // namespace
+
+/// A thread that uses the budget. close() waits for it, as the budget may be gone soon afterwards. False: it is closed.
+class LazyCopies::User {
+ public:
+  explicit User(LazyCopies& copies) : copies_(copies) {
+    const std::lock_guard lock(copies_.mutex_);
+    is_let_in_ = !copies_.is_closed_;
+    if (is_let_in_) ++copies_.users_;
+  }
+  ~User() {
+    if (!is_let_in_) return;
+    const std::lock_guard lock(copies_.mutex_);
+    --copies_.users_;
+    copies_.changed_.notify_all();
+  }
+  User(const User&) = delete;
+  User& operator=(const User&) = delete;
+  explicit operator bool() const noexcept { return is_let_in_; }
+
+ private:
+  LazyCopies& copies_;
+  bool is_let_in_ = false;
+};
 
 std::shared_ptr<LazyCopies> LazyCopies::make(LazyPromise promise, const WriteGuard::Limits& limits,
                                              MemoryBudget& budget, std::stop_token stop, std::string& why_not) {
@@ -110,7 +89,7 @@ std::shared_ptr<LazyCopies> LazyCopies::make(LazyPromise promise, const WriteGua
     }
     copies->guard_ = std::move(attempt.guard);
   }
-  Pending::get().add(copies);
+  pending().add(copies);
   return copies;
 }
 
@@ -121,7 +100,7 @@ LazyCopies::~LazyCopies() {
 std::vector<bool> LazyCopies::start(const std::vector<std::span<const std::byte>>& regions,
                                     const std::vector<LazyBlock>& blocks, Deliver deliver) {
   // What other takes hold of this memory has to be copied first: only one guard can have a page.
-  for (const auto& copies : Pending::get().all()) {
+  for (const auto& copies : pending().all()) {
     if (copies.get() == this) continue;
     for (const auto& region : regions) copies->let_go(region);
   }
@@ -193,6 +172,8 @@ void LazyCopies::try_copy_rest() noexcept {
 }
 
 void LazyCopies::copy_rest() {
+  const User user(*this);
+  if (!user) return;
   while (has_rest()) {
     // First the memory, then the block: who waits for a copy must not wait for memory as well.
     MemoryBudget::Lease lease = budget_.acquire(kStagingBufferBytes, end_.get_token());
@@ -248,7 +229,7 @@ void LazyCopies::close() noexcept {
     lock.unlock();
     end_.request_stop();
     lock.lock();
-    changed_.wait(lock, [this] { return copying_ == 0; });
+    changed_.wait(lock, [this] { return copying_ == 0 && users_ == 0; });
   }
   threads_.clear();
   if (guard_) guard_->stop();
@@ -304,9 +285,11 @@ void LazyCopies::copy(std::size_t block, MemoryBudget::Lease lease, BufferPool::
 }
 
 void LazyCopies::copy_urgently(std::size_t block) noexcept {
+  const User user(*this);
+  if (!user) return;
   {
     const std::lock_guard lock(mutex_);
-    if (is_closed_ || blocks_[block].state != State::kHeld) return;
+    if (blocks_[block].state != State::kHeld) return;
   }
   try {
     MemoryBudget::Lease lease = budget_.acquire_within(kStagingBufferBytes, kPatience, end_.get_token());
@@ -382,7 +365,7 @@ std::vector<std::size_t> LazyCopies::blocks_in(std::span<const std::byte> memory
 }
 
 void finish_lazy_copies(std::span<const std::byte> memory) {
-  for (const auto& copies : Pending::get().all()) copies->copy_now(memory);
+  for (const auto& copies : pending().all()) copies->copy_now(memory);
 }
 
 std::vector<std::size_t> touch_order(const std::vector<TouchedBlock>& blocks) {

@@ -73,6 +73,7 @@ class LazyCopies {
   void close() noexcept;
 
  private:
+  class User;
   enum class State : std::uint8_t { kPlanned, kHeld, kCopying, kOver };
   struct Block {
     std::span<const std::byte> memory;
@@ -112,6 +113,7 @@ class LazyCopies {
   std::size_t next_ = 0;                 ///< blocks before it are not held any more
   std::size_t held_ = 0;
   std::size_t copying_ = 0;
+  std::size_t users_ = 0;  ///< threads that may be in budget_
   std::exception_ptr error_;
   std::unique_ptr<WriteGuard> guard_;
   std::vector<std::jthread> threads_;  ///< of the owner

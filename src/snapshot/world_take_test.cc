@@ -339,6 +339,39 @@ TEST(WorldTake, AFaultOfAnyRankAtAnyCallLeavesTheOldSnapshotOnAllRanks) {
   }
 }
 
+TEST(WorldTake, APromiseThatOneRankBreaksLeavesTheOldSnapshotOnAllRanks) {
+  const auto storage = fresh_storage();
+  const auto take = [&storage](std::int64_t generation, std::int64_t broken) {
+    ThreadWorld world(3);
+    return world.run([&](Coordinator& ranks) {
+      const Tensor large({600'000}, generation + ranks.rank());  // large enough to be copied later
+      TakeOptions options = options_for(ranks);
+      options.staging = StagingMode::kPromised;
+      options.on_copied = [rank = ranks.rank(), broken] {
+        if (rank == broken) throw Error(ErrorCode::kInvalidArgument, "the promise was broken");
+      };
+      const auto pending =
+          Snapshot::async_take(storage, AppState{{"p", Dict{.items = {{"x", large.view()}}}}}, options);
+      pending.wait_staged();
+      pending.wait();
+    });
+  };
+  ASSERT_THAT(take(100, -1), Each(IsEmpty()));
+  const auto before = storage->list("");
+  for (std::int64_t broken = 0; broken < 3; ++broken) {
+    const auto errors = take(200, broken);
+    for (std::int64_t rank = 0; rank < 3; ++rank) {
+      const std::string& error = errors[static_cast<std::size_t>(rank)];
+      EXPECT_THAT(error, HasSubstr("the promise was broken"));
+      EXPECT_THAT(error, HasSubstr(rank == broken ? "" : "rank " + std::to_string(broken) + ": "));
+    }
+    EXPECT_EQ(storage->list(""), before) << "what was written is gone";
+  }
+  ASSERT_THAT(take(300, -1), Each(IsEmpty()));
+  const Value now = Snapshot(storage).read_object("2/p/x");
+  EXPECT_EQ(elements(*now.get_if<TensorView>()), counting(600'000, 302));
+}
+
 /// Takes a moment for each object, so that a rank is still writing when another has failed.
 class SlowStorage final : public ForwardingStorage {
  public:

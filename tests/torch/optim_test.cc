@@ -5,6 +5,8 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <typeinfo>
 #include <vector>
 
 #include "tests/torch/support.h"
@@ -106,6 +108,104 @@ INSTANTIATE_TEST_SUITE_P(
         make_case<LBFGS>("Lbfgs", LBFGSOptions(0.5).max_iter(3).history_size(5), LBFGSOptions()),
         make_case<LBFGS>("LbfgsWolfe", LBFGSOptions(1).max_iter(4).line_search_fn("strong_wolfe"), LBFGSOptions())),
     [](const auto& test) { return test.param.name; });
+
+// --- several parameter groups, each with options of its own, of which none is at its default
+
+/// Two layers in a group each; of the second only the weight gets gradients, so that its bias never has a state.
+struct GroupTrainer {
+  using Groups = std::vector<OptimizerParamGroup>;
+
+  template <typename Optim, typename Options>
+  static GroupTrainer with(const Options& first, const Options& second, const Options& defaults) {
+    GroupTrainer made;
+    Groups groups;
+    groups.emplace_back(made.body->parameters(), std::make_unique<Options>(first));
+    groups.emplace_back(made.head->parameters(), std::make_unique<Options>(second));
+    made.optimizer = std::make_unique<Optim>(std::move(groups), defaults);
+    return made;
+  }
+
+  std::vector<double> train(int steps) {
+    std::vector<double> losses;
+    for (int step = 0; step < steps; ++step) {
+      const torch::Tensor loss = optimizer->step([&] {
+        optimizer->zero_grad();
+        torch::Tensor current = torch::mse_loss(torch::matmul(torch::tanh(body(torch::ones({5, 4}))), head->weight.t()),
+                                                torch::ones({5, 2}));
+        current.backward();
+        return current;
+      });
+      losses.push_back(loss.item<double>());
+    }
+    return losses;
+  }
+
+  [[nodiscard]] AppState app() { return {{"body", body}, {"head", head}, {"optim", optimizer}}; }
+
+  torch::nn::Linear body{4, 3};
+  torch::nn::Linear head{3, 2};
+  std::unique_ptr<Optimizer> optimizer;
+};
+
+template <typename Optim, typename Options>
+void expect_groups_go_on(const Options& first, const Options& second) {
+  const Options other(0.7);
+  SCOPED_TRACE(typeid(Optim).name());
+  ASSERT_FALSE(first == other || second == other || first == second);
+  const TempFolder folder;
+  GroupTrainer trained = GroupTrainer::with<Optim>(first, second, other);
+  trained.train(3);
+  const Snapshot snapshot = Snapshot::take(folder.path("s"), trained.app());
+  GroupTrainer fresh = GroupTrainer::with<Optim>(other, other, other);
+  EXPECT_TRUE(snapshot.restore(fresh.app()).missing.empty());
+  // libtorch's own comparison, which knows every option. That of RMSprop finds even the groups of `trained` others than
+  // they were given; the losses below depend on all of its options.
+  if (!std::is_same_v<Optim, RMSprop>) {
+    const auto options_at = [&fresh](std::size_t group) {
+      return static_cast<const Options&>(fresh.optimizer->param_groups()[group].options());
+    };
+    EXPECT_TRUE(options_at(0) == first);
+    EXPECT_TRUE(options_at(1) == second);
+  }
+  EXPECT_EQ(trained.train(10), fresh.train(10));
+  // Where a state is made by the first step that needs it, a parameter without gradients has none.
+  if (!std::is_same_v<Optim, Adagrad>) {
+    EXPECT_LT(fresh.optimizer->state().size(), 4U);
+  }
+}
+
+TEST(ParameterGroups, EveryOptimizerGoesOnWithTheOptionsOfEach) {
+  expect_groups_go_on<Adam>(AdamOptions(0.01).betas({0.8, 0.95}).eps(1e-6).weight_decay(0.1).amsgrad(true),
+                            AdamOptions(0.02).betas({0.7, 0.9}).eps(1e-5).weight_decay(0.2));
+  expect_groups_go_on<AdamW>(AdamWOptions(0.01).betas({0.8, 0.95}).eps(1e-6).weight_decay(0.1),
+                             AdamWOptions(0.02).betas({0.7, 0.9}).eps(1e-5).weight_decay(0.2).amsgrad(true));
+  expect_groups_go_on<SGD>(SGDOptions(0.1).momentum(0.9).dampening(0.1).weight_decay(0.01),
+                           SGDOptions(0.2).momentum(0.8).weight_decay(0.02).nesterov(true));
+  expect_groups_go_on<RMSprop>(
+      RMSpropOptions(0.01).alpha(0.9).eps(1e-6).weight_decay(0.01).momentum(0.5).centered(true),
+      RMSpropOptions(0.02).alpha(0.8).eps(1e-5).weight_decay(0.02));
+  expect_groups_go_on<Adagrad>(AdagradOptions(0.1).lr_decay(0.01).weight_decay(0.01).eps(1e-6),
+                               AdagradOptions(0.2).lr_decay(0.02).weight_decay(0.02).initial_accumulator_value(0.1));
+}
+
+/// LBFGS has one group.
+TEST(ParameterGroups, EveryOptionOfLbfgs) {
+  const TempFolder folder;
+  const LBFGSOptions options = LBFGSOptions(0.5)
+                                   .max_iter(3)
+                                   .max_eval(7)
+                                   .tolerance_grad(1e-8)
+                                   .tolerance_change(1e-10)
+                                   .history_size(5)
+                                   .line_search_fn("strong_wolfe");
+  Trainer trained([&](const auto& parameters) { return std::make_unique<LBFGS>(parameters, options); });
+  trained.train(2);
+  Snapshot::take(folder.path("s"), {{"model", trained.model}, {"optim", trained.optimizer}});
+  Trainer fresh([](const auto& parameters) { return std::make_unique<LBFGS>(parameters); });
+  Snapshot(folder.path("s")).restore({{"model", fresh.model}, {"optim", fresh.optimizer}});
+  EXPECT_TRUE(static_cast<LBFGSOptions&>(fresh.optimizer->param_groups()[0].options()) == options);
+  EXPECT_EQ(trained.train(10), fresh.train(10));
+}
 
 /// What Python would have saved for an SGD over `sizes` parameters per group, with one more option.
 StateDict python_sgd(const std::vector<std::int64_t>& sizes, const std::string& option, const c10::IValue& value) {
@@ -218,6 +318,62 @@ TEST(Scheduler, StepLrGoesOn) {
   expect_error(ErrorCode::kMismatch, "'sched/step_size' is 3", [&] {
     Snapshot(folder.path("s")).restore({{"sched", another}});
   });
+}
+
+std::vector<double> rates(const GroupTrainer& trainer) {
+  std::vector<double> all;
+  for (const auto& group : trainer.optimizer->param_groups()) all.push_back(group.options().get_lr());
+  return all;
+}
+
+TEST(Scheduler, EachGroupKeepsItsRate) {
+  const TempFolder folder;
+  const auto make = [](double first, double second) {
+    return GroupTrainer::with<SGD>(SGDOptions(first), SGDOptions(second), SGDOptions(1.0));
+  };
+  GroupTrainer trained = make(0.1, 0.4);
+  StepLR step(*trained.optimizer, 2, 0.5);
+  ReduceLROnPlateauScheduler plateau(*trained.optimizer, ReduceLROnPlateauScheduler::min, 0.5F, 1, 1e-4,
+                                     ReduceLROnPlateauScheduler::abs, 0, {1e-3F, 0.2F});
+  const auto go_on = [](StepLR& by_step, ReduceLROnPlateauScheduler& by_metric) {
+    by_step.step();
+    by_metric.step(1.0F);
+  };
+  for (int i = 0; i < 3; ++i) go_on(step, plateau);
+  Snapshot::take(folder.path("s"), {{"optim", trained.optimizer}, {"step", step}, {"plateau", plateau}});
+  GroupTrainer other = make(1, 1);
+  StepLR other_step(*other.optimizer, 2, 0.5);
+  ReduceLROnPlateauScheduler other_plateau(*other.optimizer);
+  Snapshot(folder.path("s")).restore({{"optim", other.optimizer}, {"step", other_step}, {"plateau", other_plateau}});
+  for (int i = 0; i < 8; ++i) {
+    EXPECT_EQ(rates(trained), rates(other)) << i;
+    go_on(step, plateau);
+    go_on(other_step, other_plateau);
+  }
+  EXPECT_LT(rates(trained)[0], 0.01);
+  EXPECT_NE(rates(trained)[0], rates(trained)[1]);
+}
+
+/// A scheduler of the user's own, whose rates depend on the count of steps alone.
+struct Warmup final : LRScheduler {
+  using LRScheduler::LRScheduler;
+  std::vector<double> get_lrs() override {
+    return std::vector<double>(get_current_lrs().size(), 0.1 * static_cast<double>(step_count_ + 1));
+  }
+};
+
+TEST(Scheduler, OneOfTheUsersOwnGoesOnByItsCount) {
+  const TempFolder folder;
+  Trainer trained = make_sgd();
+  Warmup scheduler(*trained.optimizer);
+  for (int i = 0; i < 3; ++i) scheduler.step();
+  Snapshot::take(folder.path("s"), {{"optim", trained.optimizer}, {"sched", scheduler}});
+  Trainer other = make_sgd();
+  Warmup restored(*other.optimizer);
+  Snapshot(folder.path("s")).restore({{"optim", other.optimizer}, {"sched", restored}});
+  EXPECT_DOUBLE_EQ(rate(other), 0.3);
+  restored.step();
+  EXPECT_DOUBLE_EQ(rate(other), 0.4);
 }
 
 TEST(Scheduler, PlateauGoesOn) {

@@ -1,4 +1,5 @@
 // Modules, values and generators: what a take and a restore do to them.
+#include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -78,6 +79,10 @@ TEST(Module, StrictMeansTheSameNames) {
   EXPECT_TRUE(torch::equal(before, shorter[0]->as<Linear>()->weight)) << "nothing was changed";
   expect_error(ErrorCode::kMismatch, "not in the snapshot: '3.bias', '3.weight'", [&] {
     Snapshot(folder.path("s")).restore({{"model", longer}});
+  });
+
+  expect_error(ErrorCode::kEntryNotFound, "'more'", [&] {
+    Snapshot(folder.path("s")).restore({{"model", model}, {"more", shorter}});
   });
 
   const RestoreReport report =
@@ -208,6 +213,10 @@ TEST(Values, WhatCannotBeSavedIsNamed) {
   StateDict meta{{"inner", StateDict{{"m", torch::empty({2}, torch::kMeta)}}}};
   expect_error(ErrorCode::kUnsupported, "'values/inner/m' is a meta tensor", [&] {
     Snapshot::take(folder.path("s"), {{"values", meta}});
+  });
+  StateDict generator{{"inner", StateDict{{"g", at::detail::getDefaultCPUGenerator()}}}};
+  expect_error(ErrorCode::kUnsupported, "'values/inner/g': a value of type Generator", [&] {
+    Snapshot::take(folder.path("s"), {{"values", generator}});
   });
   c10::impl::GenericList self(c10::AnyType::get());
   self.push_back(self);
@@ -371,6 +380,9 @@ TEST(Options, ProgressMemoryStorageAndStop) {
   Snapshot("memory://torch_options").restore({{"v", target}}, restore);
   EXPECT_EQ(done, 4000U);
   expect_same(saved, target);
+  done = 0;
+  Snapshot::async_take("memory://torch_options_async", {{"v", saved}}, options).wait();
+  EXPECT_EQ(done, 4000U);
   std::stop_source stop;
   stop.request_stop();
   options.io.stop = stop.get_token();

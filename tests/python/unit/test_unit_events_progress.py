@@ -246,9 +246,10 @@ class TestMemory:
         size = 96 * MIB
         with measure_rss_deltas(deltas, interval=timedelta(milliseconds=5)):
             block = torch.ones(size // 8, dtype=torch.float64)
-            time.sleep(0.05)
+            deadline = time.monotonic() + 60  # the thread that measures may be kept waiting
+            while max(deltas, default=0) < 0.8 * size and time.monotonic() < deadline:
+                time.sleep(0.005)
             del block
-        assert len(deltas) >= 3
         assert 0.8 * size < max(deltas) < 3 * size
 
     def test_even_the_shortest_block_is_measured(self) -> None:
