@@ -36,6 +36,10 @@ class ObjectWriter {
   virtual void finish() = 0;
 };
 
+/// Brings bytes of an object to where they belong while it is being read: those from `offset` on, which `src` has, to
+/// `dst`. They are there already when both begin at the same address. What it throws comes out of the read.
+using PlaceBytes = std::function<void(std::uint64_t offset, std::span<std::byte> dst, std::span<const std::byte> src)>;
+
 /// One object being read. Thread-safe.
 class ObjectReader {
  public:
@@ -47,6 +51,13 @@ class ObjectReader {
   /// Fills `out` with the bytes from `offset` on. Throws Error(kCorrupt) when the object ends before; `out`
   /// may be filled in part then.
   virtual void read(std::uint64_t offset, std::span<std::byte> out) = 0;
+  /// As read(), and every byte passes `place` exactly once, in pieces of any size, in ascending order, one call at a
+  /// time. Whoever sums what comes up while `place` copies it has one pass over the memory with a backend that has the
+  /// bytes in buffers of its own (object stores); the implementation here reads, and then calls `place` once.
+  virtual void read_placing(std::uint64_t offset, std::span<std::byte> out, const PlaceBytes& place) {
+    read(offset, out);
+    if (!out.empty()) place(offset, out, out);
+  }
   /// The bytes that read() would give, where they lie in memory already (in the page cache, for one) and can be had
   /// without a copy; nothing otherwise. Throws as read(). They are meant to be copied from soon, while this
   /// reader is there.

@@ -12,6 +12,7 @@
 
 #include "cloud/store_client.h"
 #include "net/time_text.h"
+#include "torchsnapshot/storage.h"
 
 namespace torchsnapshot {
 
@@ -70,10 +71,10 @@ class ObjectApi {
   /// The first bytes, as many as fit into `out` and the object has; `count` tells how many.
   virtual ObjectFacts get_front(const std::string& key, std::span<std::byte> out, std::size_t& count,
                                 const std::stop_token& stop) = 0;
-  /// Fills `out` from `offset` on, of this version. After a broken connection only the rest is fetched again. Throws
-  /// Error(kCorrupt) when the object was replaced.
+  /// Fills `out` from `offset` on, of this version; through `place`, if there is one, as ObjectReader::read_placing does.
+  /// After a broken connection only the rest is fetched again. Throws Error(kCorrupt) when the object was replaced.
   virtual void get_range(const std::string& key, const ObjectFacts& facts, std::uint64_t offset,
-                         std::span<std::byte> out, const std::stop_token& stop) = 0;
+                         std::span<std::byte> out, const PlaceBytes& place, const std::stop_token& stop) = 0;
 
   /// `only_new`: throws Error(kAlreadyExists) when there is one, where the store can tell.
   virtual void put(const std::string& key, std::span<const std::byte> content, bool only_new,

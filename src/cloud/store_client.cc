@@ -79,6 +79,7 @@ HttpResult StoreClient::send_once(Attempt& attempt, const std::stop_token& stop)
   http.body = request.body;
   http.sink = request.sink;
   http.into_sink = request.into_sink;
+  http.place = request.place;
   http.max_text = request.max_text;
   if (keeper_ != nullptr) {
     attempt.credentials = keeper_->get(stop);

@@ -30,6 +30,7 @@ struct StoreRequest {
   std::span<const std::byte> body{};
   std::span<std::byte> sink{};
   std::function<bool(const HttpResponse&)> into_sink{};
+  std::function<void(std::span<std::byte> dst, std::span<const std::byte> src)> place{};  ///< see HttpRequest
   std::uint64_t max_text = 16ULL << 20;
   /// Complete URL instead of the key's: a session of the JSON API.
   std::string absolute_url{};

@@ -39,8 +39,8 @@ class XmlApi final : public ObjectApi {
   }
 
   void get_range(const std::string& key, const ObjectFacts& facts, std::uint64_t offset, std::span<std::byte> out,
-                 const std::stop_token& stop) override {
-    ranged_get(*client_, get_request(key, facts.version), offset, out, stop);
+                 const PlaceBytes& place, const std::stop_token& stop) override {
+    ranged_get(*client_, get_request(key, facts.version), offset, out, place, stop);
   }
 
   void put(const std::string& key, std::span<const std::byte> content, bool only_new,

@@ -154,8 +154,13 @@ class ObjectInFlight {
 
   void read_through(std::uint64_t offset, std::span<std::byte> out) {
     if (out.empty()) return;
-    reader().read(offset, out);
-    if (verifier_) report(verifier_->add(offset, out));
+    if (!verifier_) {
+      reader().read(offset, out);
+      return;
+    }
+    reader().read_placing(offset, out, [this](std::uint64_t at, std::span<std::byte> dst, std::span<const std::byte> src) {
+      report(dst.data() == src.data() ? verifier_->add(at, dst) : verifier_->add_copy(at, dst, src));
+    });
   }
 
   void report(const std::vector<BlockMismatch>& mismatches) {

@@ -200,6 +200,32 @@ TEST_F(Faults, OnlyTheRestIsFetchedAgain) {
   survived("end at some byte of a download", 2);
 }
 
+TEST_F(Faults, BytesPassTheirPlacerOnceThroughBrokenDownloads) {
+  const auto storage = store(quick());
+  const std::string content = random_text(1 << 20, 9);
+  put(*storage, "x", content);
+  const auto reader = storage->open("x", {});
+  // The last place: all bytes have come, and yet the answer ended badly.
+  for (const char* kind : {"reset_download", "close_download"}) {
+    for (const int at : {1, 70'001, 600'000, (1 << 20) - 1, 1 << 20}) {
+      server().inject({{"kind", kind}, {"at", at}});
+      std::string out(content.size(), '-');
+      std::string seen;
+      reader->read_placing(0, std::as_writable_bytes(std::span(out)),
+                           [&](std::uint64_t offset, std::span<std::byte> dst, std::span<const std::byte> src) {
+                             EXPECT_EQ(offset, seen.size());
+                             seen.append(reinterpret_cast<const char*>(src.data()), src.size());
+                             std::copy(src.begin(), src.end(), dst.begin());
+                           });
+      EXPECT_TRUE(seen == content) << kind << ' ' << at;
+      EXPECT_TRUE(out == content) << kind << ' ' << at;
+      EXPECT_EQ(server().fault_count(kind), 1);
+      server().clear();
+      survived(name_of({{"kind", kind}}));
+    }
+  }
+}
+
 TEST_F(Faults, StallsAreFound) {
   expect_survived({{"kind", "stall_upload"}, {"method", "PUT"}, {"at", 1000}});
   expect_survived({{"kind", "stall_download"}, {"method", "GET"}, {"at", 1000}, {"path", "large"}});
