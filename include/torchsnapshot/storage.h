@@ -31,6 +31,11 @@ class ObjectWriter {
   /// Writes `data` at `offset`; returns when the memory may be reused. Blocks don't overlap. Throws
   /// Error(kInvalidArgument) unless the block lies within the size given to Storage::create. Thread-safe.
   virtual void write(std::uint64_t offset, std::span<const std::byte> data) = 0;
+  /// As write(), by a caller that has the CRC-32C of `data`: a backend that sends sums along need not make it.
+  virtual void write_summed(std::uint64_t offset, std::span<const std::byte> data, std::uint32_t crc32c) {
+    static_cast<void>(crc32c);
+    write(offset, data);
+  }
   /// All blocks are written: make the content durable. Called once, after every write returned; throws
   /// Error(kInvalidArgument) when bytes are missing. After a failure the object is abandoned.
   virtual void finish() = 0;
@@ -107,6 +112,10 @@ class Storage {
   /// The size of the pieces by which large objects move best, at offsets that are multiples of it; 0: any will do. At
   /// least 1 MiB, and a multiple of 4 KiB.
   [[nodiscard]] virtual std::uint64_t block_bytes() const noexcept { return 0; }
+  /// From now on at most `most` transfers of large pieces are to move data at once. Returns by how many threads that is
+  /// done best: more than `most` where a transfer waits for answers, in which time others can move data. The storage
+  /// sees to the limit.
+  virtual std::size_t limit_transfers(std::size_t most) { return most; }
   /// What is worth telling and no error, such as a fallback that costs speed, since the last call; each once.
   virtual std::vector<std::string> take_notices() { return {}; }
 

@@ -29,6 +29,7 @@ class JsonApi final : public ObjectApi {
   }
 
   [[nodiscard]] const StoreClient& client() const noexcept override { return *client_; }
+  [[nodiscard]] StoreClient& client() noexcept override { return *client_; }
 
   std::optional<ObjectFacts> head(const std::string& key, const std::stop_token& stop) override {
     const StoreRequest request = make("GetObjectMetadata", "GET", key, object_url(key));
@@ -92,7 +93,7 @@ class JsonApi final : public ObjectApi {
   }
 
   UploadedPart put_part(const std::string& key, const Upload& upload, int number, std::span<const std::byte> content,
-                        const std::stop_token& stop) override {
+                        std::optional<std::uint32_t> /*crc32c*/, const std::stop_token& stop) override {
     const std::shared_ptr<Session> session = session_of(upload);
     const std::lock_guard lock(session->mutex);
     // The last chunk makes the object appear: it is for complete_upload.

@@ -115,6 +115,7 @@ struct Exchange {
     if (count > 0) std::memcpy(out, request.body.data() + sent, count);
     sent += count;
     moved += count;
+    if (count > 0 && sent == request.body.size() && request.on_sent) request.on_sent();
     return count;
   }
 };
@@ -139,7 +140,12 @@ std::size_t torchsnapshot_http_header(char* data, std::size_t size, std::size_t 
   }
 }
 std::size_t torchsnapshot_http_send(char* out, std::size_t size, std::size_t count, void* exchange) {
-  return static_cast<Exchange*>(exchange)->on_send(out, size * count);
+  try {
+    return static_cast<Exchange*>(exchange)->on_send(out, size * count);
+  } catch (...) {
+    static_cast<Exchange*>(exchange)->thrown = std::current_exception();
+    return curl::kAbortRead;
+  }
 }
 int torchsnapshot_http_seek(void* exchange, std::int64_t offset, int origin) {
   auto& sent = static_cast<Exchange*>(exchange)->sent;

@@ -33,6 +33,8 @@ struct HttpRequest {
   std::string url;
   HttpHeaders headers;
   std::span<const std::byte> body;  ///< sent from where it lies; Content-Length is set for PUT and POST
+  /// Called once the whole body has been handed to the connection; again when it has to be sent anew.
+  std::function<void()> on_sent;
   /// Where the body of the response goes, if `into_sink` says so after its header.
   std::span<std::byte> sink;
   std::function<bool(const HttpResponse&)> into_sink;

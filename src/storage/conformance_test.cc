@@ -224,9 +224,8 @@ TEST_P(StorageConformance, BytesPassTheirPlacerOnceAndInOrder) {
   }
   // What it throws ends the read, and nothing else.
   expect_error(ErrorCode::kCorrupt, {"found by the placer"}, [&] {
-    reader->read_placing(0, std::as_writable_bytes(std::span(out)), [](std::uint64_t, auto, auto) {
-      throw Error(ErrorCode::kCorrupt, "found by the placer");
-    });
+    reader->read_placing(0, std::as_writable_bytes(std::span(out)),
+                         [](std::uint64_t, auto, auto) { throw Error(ErrorCode::kCorrupt, "found by the placer"); });
   });
   reader->read(0, std::as_writable_bytes(std::span(out)));
   EXPECT_TRUE(out == content);

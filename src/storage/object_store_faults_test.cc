@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "integrity/crc32c.h"
 #include "storage/testing.h"
 #include "storage/testing_store.h"
 
@@ -263,6 +264,27 @@ TEST_F(Faults, ABitThatFlipsOnTheWayUpIsFoundByTheStore) {
                [&] { put(*storage, "y", "a content that is damaged each time"); });
   survived("bit flipped on the way up");
   reported("bit flipped on the way up", 4);
+}
+
+TEST_F(Faults, ASumThatTheCallerHasIsTheOneThatIsSent) {
+  constexpr std::size_t kSmallPart = 100'000;  // a size of which the server checks the sums
+  StoreSettings settings = quick();
+  settings.part_bytes = kSmallPart;
+  const auto storage = store(settings);
+  const std::string content = random_text(2 * kSmallPart, 5);
+  const auto bytes = std::as_bytes(std::span(content));
+  const auto first = bytes.first(kSmallPart);
+  const auto second = bytes.subspan(kSmallPart);
+  const auto write_second = [&](std::uint32_t crc) {
+    const auto writer = storage->create("x", content.size(), {});
+    writer->write_summed(0, first, crc32c(0, first));
+    writer->write_summed(kSmallPart, second, crc);
+  };
+  write_second(crc32c(0, second));
+  // Memory that changed since it was summed, too, is found by the store.
+  expect_error(ErrorCode::kIo, {"UploadPart", "BadDigest"}, [&] { write_second(crc32c(0, first)); });
+  // The sum of a block is not that of its parts.
+  storage->create("y", content.size(), {})->write_summed(0, bytes, crc32c(0, bytes));
 }
 
 TEST_F(Faults, ClocksThatDiffer) {
