@@ -50,7 +50,7 @@ class Link:
 
 
 NEAR = Link("Object store on loopback", connections=16)
-FAR = Link("Object store, 50 ms away, 100 MB/s per connection", connections=4, latency=0.05, rate=100e6, part=64 << 20)
+FAR = Link("Object store, 50 ms away, 100 MB/s per connection", connections=4, latency=0.05, rate=100e6)
 
 
 class Server:

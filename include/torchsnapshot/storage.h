@@ -31,10 +31,19 @@ class ObjectWriter {
   /// Writes `data` at `offset`; returns when the memory may be reused. Blocks don't overlap. Throws
   /// Error(kInvalidArgument) unless the block lies within the size given to Storage::create. Thread-safe.
   virtual void write(std::uint64_t offset, std::span<const std::byte> data) = 0;
+  /// As write(), by a caller that has the CRC-32C of `data`: a backend that sends sums along need not make it.
+  virtual void write_summed(std::uint64_t offset, std::span<const std::byte> data, std::uint32_t crc32c) {
+    static_cast<void>(crc32c);
+    write(offset, data);
+  }
   /// All blocks are written: make the content durable. Called once, after every write returned; throws
   /// Error(kInvalidArgument) when bytes are missing. After a failure the object is abandoned.
   virtual void finish() = 0;
 };
+
+/// Brings bytes of an object to where they belong while it is being read: those from `offset` on, which `src` has, to
+/// `dst`. They are there already when both begin at the same address. What it throws comes out of the read.
+using PlaceBytes = std::function<void(std::uint64_t offset, std::span<std::byte> dst, std::span<const std::byte> src)>;
 
 /// One object being read. Thread-safe.
 class ObjectReader {
@@ -47,6 +56,13 @@ class ObjectReader {
   /// Fills `out` with the bytes from `offset` on. Throws Error(kCorrupt) when the object ends before; `out`
   /// may be filled in part then.
   virtual void read(std::uint64_t offset, std::span<std::byte> out) = 0;
+  /// As read(), and every byte passes `place` exactly once, in pieces of any size, in ascending order, one call at a
+  /// time. Whoever sums what comes up while `place` copies it has one pass over the memory with a backend that has the
+  /// bytes in buffers of its own (object stores); the implementation here reads, and then calls `place` once.
+  virtual void read_placing(std::uint64_t offset, std::span<std::byte> out, const PlaceBytes& place) {
+    read(offset, out);
+    if (!out.empty()) place(offset, out, out);
+  }
   /// The bytes that read() would give, where they lie in memory already (in the page cache, for one) and can be had
   /// without a copy; nothing otherwise. Throws as read(). They are meant to be copied from soon, while this
   /// reader is there.
@@ -96,6 +112,10 @@ class Storage {
   /// The size of the pieces by which large objects move best, at offsets that are multiples of it; 0: any will do. At
   /// least 1 MiB, and a multiple of 4 KiB.
   [[nodiscard]] virtual std::uint64_t block_bytes() const noexcept { return 0; }
+  /// From now on at most `most` transfers of large pieces are to move data at once. Returns by how many threads that is
+  /// done best: more than `most` where a transfer waits for answers, in which time others can move data. The storage
+  /// sees to the limit.
+  virtual std::size_t limit_transfers(std::size_t most) { return most; }
   /// What is worth telling and no error, such as a fallback that costs speed, since the last call; each once.
   virtual std::vector<std::string> take_notices() { return {}; }
 

@@ -29,6 +29,7 @@ class JsonApi final : public ObjectApi {
   }
 
   [[nodiscard]] const StoreClient& client() const noexcept override { return *client_; }
+  [[nodiscard]] StoreClient& client() noexcept override { return *client_; }
 
   std::optional<ObjectFacts> head(const std::string& key, const std::stop_token& stop) override {
     const StoreRequest request = make("GetObjectMetadata", "GET", key, object_url(key));
@@ -54,13 +55,13 @@ class JsonApi final : public ObjectApi {
       throw Error(ErrorCode::kNotFound, "GetObject " + client_->name_of(key) + ": there is no such object");
     }
     count = std::min<std::uint64_t>(out.size(), facts->size);
-    get_range(key, *facts, 0, out.first(count), stop);
+    get_range(key, *facts, 0, out.first(count), nullptr, stop);
     return *facts;
   }
 
   void get_range(const std::string& key, const ObjectFacts& facts, std::uint64_t offset, std::span<std::byte> out,
-                 const std::stop_token& stop) override {
-    ranged_get(*client_, get_request(key, facts.version), offset, out, stop);
+                 const PlaceBytes& place, const std::stop_token& stop) override {
+    ranged_get(*client_, get_request(key, facts.version), offset, out, place, stop);
   }
 
   void put(const std::string& key, std::span<const std::byte> content, bool only_new,
@@ -92,7 +93,7 @@ class JsonApi final : public ObjectApi {
   }
 
   UploadedPart put_part(const std::string& key, const Upload& upload, int number, std::span<const std::byte> content,
-                        const std::stop_token& stop) override {
+                        std::optional<std::uint32_t> /*crc32c*/, const std::stop_token& stop) override {
     const std::shared_ptr<Session> session = session_of(upload);
     const std::lock_guard lock(session->mutex);
     // The last chunk makes the object appear: it is for complete_upload.
@@ -238,7 +239,7 @@ class JsonApi final : public ObjectApi {
       const auto facts = head(request.key, stop);
       if (facts && facts->size == request.body.size()) {
         std::vector<std::byte> content(facts->size);
-        get_range(request.key, *facts, 0, content, stop);
+        get_range(request.key, *facts, 0, content, nullptr, stop);
         if (std::equal(content.begin(), content.end(), request.body.begin())) return;
       }
     }

@@ -12,6 +12,7 @@
 
 #include "cloud/store_client.h"
 #include "net/time_text.h"
+#include "torchsnapshot/storage.h"
 
 namespace torchsnapshot {
 
@@ -62,6 +63,7 @@ class ObjectApi {
   ObjectApi& operator=(const ObjectApi&) = delete;
 
   [[nodiscard]] virtual const StoreClient& client() const noexcept = 0;
+  [[nodiscard]] virtual StoreClient& client() noexcept = 0;
 
   /// Size and version; nothing when there is no such object.
   virtual std::optional<ObjectFacts> head(const std::string& key, const std::stop_token& stop) = 0;
@@ -70,10 +72,11 @@ class ObjectApi {
   /// The first bytes, as many as fit into `out` and the object has; `count` tells how many.
   virtual ObjectFacts get_front(const std::string& key, std::span<std::byte> out, std::size_t& count,
                                 const std::stop_token& stop) = 0;
-  /// Fills `out` from `offset` on, of this version. After a broken connection only the rest is fetched again. Throws
-  /// Error(kCorrupt) when the object was replaced.
+  /// Fills `out` from `offset` on, of this version; through `place`, if there is one, as ObjectReader::read_placing
+  /// does. After a broken connection only the rest is fetched again. Throws Error(kCorrupt) when the object was
+  /// replaced.
   virtual void get_range(const std::string& key, const ObjectFacts& facts, std::uint64_t offset,
-                         std::span<std::byte> out, const std::stop_token& stop) = 0;
+                         std::span<std::byte> out, const PlaceBytes& place, const std::stop_token& stop) = 0;
 
   /// `only_new`: throws Error(kAlreadyExists) when there is one, where the store can tell.
   virtual void put(const std::string& key, std::span<const std::byte> content, bool only_new,
@@ -81,9 +84,10 @@ class ObjectApi {
   /// Starts a multipart upload of `size` bytes in parts of `part_bytes`, the last one shorter.
   virtual Upload start_upload(const std::string& key, std::uint64_t size, std::uint64_t part_bytes,
                               const std::stop_token& stop) = 0;
-  /// Parts from 1 on, in any order.
+  /// Parts from 1 on, in any order. `crc32c`: of `content`, if the caller has it.
   virtual UploadedPart put_part(const std::string& key, const Upload& upload, int number,
-                                std::span<const std::byte> content, const std::stop_token& stop) = 0;
+                                std::span<const std::byte> content, std::optional<std::uint32_t> crc32c,
+                                const std::stop_token& stop) = 0;
   /// `parts`: all, by number. As put with only_new.
   virtual void complete_upload(const std::string& key, const Upload& upload, const std::vector<UploadedPart>& parts,
                                std::uint64_t size, const std::stop_token& stop) = 0;

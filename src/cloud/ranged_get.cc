@@ -121,7 +121,7 @@ ObjectFacts ranged_get_front(StoreClient& client, const StoreRequest& get, std::
 }
 
 void ranged_get(StoreClient& client, const StoreRequest& get, std::uint64_t offset, std::span<std::byte> out,
-                const std::stop_token& stop) {
+                const PlaceBytes& place, const std::stop_token& stop) {
   if (out.empty()) return;
   std::uint64_t from = offset;
   std::span<std::byte> rest = out;
@@ -136,6 +136,15 @@ void ranged_get(StoreClient& client, const StoreRequest& get, std::uint64_t offs
     return head.status / 100 == 2 && check_range(head, from, rest.size()).usable;
   };
   request.max_text = 64U << 10U;
+  std::size_t placed = 0;  // of `out`
+  if (place) {
+    request.place = [&](std::span<std::byte> dst, std::span<const std::byte> src) {
+      const auto at = static_cast<std::size_t>(dst.data() - out.data());
+      const std::size_t known = std::min(placed - at, src.size());  // the last byte, of an answer that ended badly
+      if (known < src.size()) place(offset + at + known, dst.subspan(known), src.subspan(known));
+      placed = at + src.size();
+    };
+  }
   // What came before the connection broke stays.
   request.before_retry = [&](StoreRequest& asked, const HttpResponse& response) {
     const std::uint64_t got = std::min<std::uint64_t>(response.in_sink, rest.size() - 1);

@@ -17,9 +17,8 @@ std::string ranged_get_all(StoreClient& client, const StoreRequest& get, std::ui
 /// The first bytes, and what there is to know. `version_header`: the response header that names the version.
 ObjectFacts ranged_get_front(StoreClient& client, const StoreRequest& get, std::string_view version_header,
                              std::span<std::byte> out, std::size_t& count, const std::stop_token& stop);
-/// Fills `out` from `offset` on; after a broken connection only the rest is fetched. `get` carries the condition on the
-/// version.
+/// As ObjectApi::get_range. `get` carries the condition on the version.
 void ranged_get(StoreClient& client, const StoreRequest& get, std::uint64_t offset, std::span<std::byte> out,
-                const std::stop_token& stop);
+                const PlaceBytes& place, const std::stop_token& stop);
 
 }  // namespace torchsnapshot

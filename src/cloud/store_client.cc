@@ -13,7 +13,9 @@ using std::chrono::seconds;
 
 namespace {
 
-constexpr int kAttemptsToReach = 4;  // of a server that never answered: more likely a typo than a fault
+constexpr int kAttemptsToReach = 4;           // of a server that never answered: more likely a typo than a fault
+constexpr std::size_t kGatedBytes = 1 << 20;  // smaller bodies pass by the gate
+constexpr milliseconds kGateWait{5'000};
 constexpr int kDamagedAttempts = 4;  // of a body whose checksum the store finds wrong
 
 }  // namespace
@@ -79,6 +81,7 @@ HttpResult StoreClient::send_once(Attempt& attempt, const std::stop_token& stop)
   http.body = request.body;
   http.sink = request.sink;
   http.into_sink = request.into_sink;
+  http.place = request.place;
   http.max_text = request.max_text;
   if (keeper_ != nullptr) {
     attempt.credentials = keeper_->get(stop);
@@ -86,6 +89,18 @@ HttpResult StoreClient::send_once(Attempt& attempt, const std::stop_token& stop)
   }
   if (!request.query.empty()) url.query = encode_query(request.query);
   http.url = url.text();
+  // A body goes up as soon as it may, and then another may; one that comes down waits where its first bytes are.
+  TransferGate::Place place;
+  if (http.body.size() >= kGatedBytes) {
+    place = gate_.enter(stop, kGateWait);
+    http.on_sent = [&place] { place.release(); };
+  } else if (http.sink.size() >= kGatedBytes && http.into_sink) {
+    http.into_sink = [this, &place, &request, &stop](const HttpResponse& head) {
+      const bool wanted = request.into_sink(head);
+      if (wanted) place = gate_.enter(stop, kGateWait);
+      return wanted;
+    };
+  }
   ++counters_.requests;
   HttpResult result = http_.perform(http, stop);
   if (result.response.status != 0) was_reached_ = true;

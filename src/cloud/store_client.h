@@ -14,6 +14,7 @@
 #include "auth/credentials.h"
 #include "cloud/settings.h"
 #include "cloud/store_error.h"
+#include "cloud/transfer_gate.h"
 #include "net/http.h"
 #include "net/retry.h"
 #include "net/url.h"
@@ -30,6 +31,7 @@ struct StoreRequest {
   std::span<const std::byte> body{};
   std::span<std::byte> sink{};
   std::function<bool(const HttpResponse&)> into_sink{};
+  std::function<void(std::span<std::byte> dst, std::span<const std::byte> src)> place{};  ///< see HttpRequest
   std::uint64_t max_text = 16ULL << 20;
   /// Complete URL instead of the key's: a session of the JSON API.
   std::string absolute_url{};
@@ -72,6 +74,9 @@ class StoreClient {
   /// As send, but any failure is thrown.
   StoreAnswer send_ok(const StoreRequest& request, const std::stop_token& stop);
 
+  /// How many bodies of some size move at once, up or down: what waits for an answer doesn't count.
+  [[nodiscard]] TransferGate& gate() noexcept { return gate_; }
+
   /// "PutObject s3://bucket/key: 403 AccessDenied: ... (request id X, after ...); what to do"
   [[nodiscard]] Error error_of(const StoreRequest& request, const StoreAnswer& answer) const;
   /// "s3://bucket/key"
@@ -88,6 +93,7 @@ class StoreClient {
   const StoreSettings settings_;
   const std::shared_ptr<CredentialKeeper> keeper_;
   HttpClient http_;
+  TransferGate gate_;
   StoreCounters counters_;
   std::atomic<bool> was_reached_ = false;
   std::atomic<std::int64_t> clock_ahead_ = 0;  // seconds that the server's clock is ahead of ours

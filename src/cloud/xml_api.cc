@@ -22,6 +22,7 @@ class XmlApi final : public ObjectApi {
       : client_(std::move(client)), is_google_(client_->settings().kind == StoreKind::kGoogleXml) {}
 
   [[nodiscard]] const StoreClient& client() const noexcept override { return *client_; }
+  [[nodiscard]] StoreClient& client() noexcept override { return *client_; }
 
   std::optional<ObjectFacts> head(const std::string& key, const std::stop_token& stop) override {
     const StoreAnswer answer = look(key, stop);
@@ -39,8 +40,8 @@ class XmlApi final : public ObjectApi {
   }
 
   void get_range(const std::string& key, const ObjectFacts& facts, std::uint64_t offset, std::span<std::byte> out,
-                 const std::stop_token& stop) override {
-    ranged_get(*client_, get_request(key, facts.version), offset, out, stop);
+                 const PlaceBytes& place, const std::stop_token& stop) override {
+    ranged_get(*client_, get_request(key, facts.version), offset, out, place, stop);
   }
 
   void put(const std::string& key, std::span<const std::byte> content, bool only_new,
@@ -49,7 +50,7 @@ class XmlApi final : public ObjectApi {
     StoreRequest request = make("PutObject", "PUT", key);
     request.body = content;
     add_object_headers(request, marker);
-    add_checksum(request);
+    add_checksum(request, std::nullopt);
     if (only_new) request.headers.push_back(condition_absent());
     const StoreAnswer answer = client_->send(request, stop);
     if (!answer.ok()) settle(request, answer, marker, content.size(), stop);
@@ -69,12 +70,12 @@ class XmlApi final : public ObjectApi {
   }
 
   UploadedPart put_part(const std::string& key, const Upload& upload, int number, std::span<const std::byte> content,
-                        const std::stop_token& stop) override {
+                        std::optional<std::uint32_t> crc32c, const std::stop_token& stop) override {
     StoreRequest request = make("UploadPart", "PUT", key);
     request.query = {{"partNumber", std::to_string(number)}, {"uploadId", upload.id}};
     request.body = content;
     UploadedPart part{.number = number, .tag = ""};
-    const std::string crc = add_checksum(request);
+    const std::string crc = add_checksum(request, crc32c);
     const StoreAnswer answer = client_->send_ok(request, stop);
     part.tag = answer.result.response.header("etag");
     if (part.tag.empty()) fail_malformed(request, "it has no ETag");
@@ -237,9 +238,10 @@ class XmlApi final : public ObjectApi {
     }
   }
 
-  std::string add_checksum(StoreRequest& request) const {
+  /// `known`: the CRC of the body, if somebody has made it.
+  std::string add_checksum(StoreRequest& request, std::optional<std::uint32_t> known) const {
     if (!client_->settings().send_checksums) return "";
-    std::string crc = crc32c_header(crc32c(0, request.body));
+    std::string crc = crc32c_header(known ? *known : crc32c(0, request.body));
     if (is_google_) {
       request.headers.emplace_back("x-goog-hash", "crc32c=" + crc);
     } else {

@@ -120,9 +120,11 @@ void BlockSums::add_zeros(std::uint64_t offset, std::uint64_t size) {
 }
 
 template <class Complete>
-void BlockSums::add_bytes(std::uint64_t offset, std::span<const std::byte> data, std::byte* copy_to,
-                          const Complete& complete) {
+std::uint32_t BlockSums::add_bytes(std::uint64_t offset, std::span<const std::byte> data, std::byte* copy_to,
+                                   const Complete& complete) {
   check_within(offset, data.size());
+  const std::uint64_t size = data.size();
+  std::uint32_t whole = 0;
   while (!data.empty()) {
     const std::uint64_t block = offset / block_bytes_;
     const auto here = data.first(std::min<std::uint64_t>(data.size(), block_range(block).end - offset));
@@ -134,15 +136,17 @@ void BlockSums::add_bytes(std::uint64_t offset, std::span<const std::byte> data,
       copy_to += here.size();
     }
     if (add(block, {offset, offset + here.size()}, linear)) complete(block);
+    whole = crc32c_shift(whole, here.size()) ^ linear;
     offset += here.size();
     data = data.subspan(here.size());
   }
+  return crc32c_of_linear(whole, size);
 }
 
 }  // namespace detail
 
-void ChecksumBuilder::add(std::uint64_t offset, std::span<const std::byte> data) {
-  sums_.add_bytes(offset, data, nullptr, [](std::uint64_t) {});
+std::uint32_t ChecksumBuilder::add(std::uint64_t offset, std::span<const std::byte> data) {
+  return sums_.add_bytes(offset, data, nullptr, [](std::uint64_t) {});
 }
 
 void ChecksumBuilder::add_copy(std::uint64_t offset, std::span<std::byte> dst, std::span<const std::byte> data) {

@@ -79,9 +79,11 @@ class BlockSums {
   [[nodiscard]] std::uint32_t checksum(std::uint64_t block) const noexcept;
 
   /// Adds bytes of any number of blocks. They are copied to `copy_to` unless it is null. `complete(block)` is called
-  /// for each block that they complete. Throws Error(kInternal) when they don't lie within the object.
+  /// for each block that they complete. Returns the CRC of `data`. Throws Error(kInternal) when they don't lie within
+  /// the object.
   template <class Complete>
-  void add_bytes(std::uint64_t offset, std::span<const std::byte> data, std::byte* copy_to, const Complete& complete);
+  std::uint32_t add_bytes(std::uint64_t offset, std::span<const std::byte> data, std::byte* copy_to,
+                          const Complete& complete);
   /// As add_bytes, for `size` zeros: the linear part of their CRC is 0.
   void add_zeros(std::uint64_t offset, std::uint64_t size);
 
@@ -108,9 +110,9 @@ class ChecksumBuilder {
   explicit ChecksumBuilder(std::uint64_t object_bytes, std::uint64_t block_bytes = kChecksumBlockBytes)
       : sums_(object_bytes, block_bytes) {}
 
-  /// The object's bytes from `offset` on. Throws Error(kInternal) when they don't lie within it, or when a block gets
-  /// more bytes than it has.
-  void add(std::uint64_t offset, std::span<const std::byte> data);
+  /// The object's bytes from `offset` on. Returns their CRC. Throws Error(kInternal) when they don't lie within it, or
+  /// when a block gets more bytes than it has.
+  std::uint32_t add(std::uint64_t offset, std::span<const std::byte> data);
   /// As add, and copies them to `dst`, of the same size, in the same pass. What is summed is what arrives in `dst`.
   void add_copy(std::uint64_t offset, std::span<std::byte> dst, std::span<const std::byte> data);
   /// As add, for `size` bytes that are zero.

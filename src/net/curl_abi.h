@@ -36,6 +36,7 @@ inline constexpr int kWriteData = 10001;
 inline constexpr int kWriteFunction = 20011;
 
 inline constexpr long kHttpVersion11 = 2;
+inline constexpr std::size_t kAbortRead = 0x10000000;  ///< what a read function returns to end the transfer
 
 // What can be asked of a transfer.
 inline constexpr int kInfoResponseCode = 0x200002;

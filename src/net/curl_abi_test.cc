@@ -41,6 +41,7 @@ TEST(CurlAbi, IsThatOfTheHeader) {
   same(curl::kWriteData, CURLOPT_WRITEDATA);
   same(curl::kWriteFunction, CURLOPT_WRITEFUNCTION);
   same(curl::kHttpVersion11, CURL_HTTP_VERSION_1_1);
+  same(curl::kAbortRead, CURL_READFUNC_ABORT);
   same(curl::kInfoResponseCode, CURLINFO_RESPONSE_CODE);
   same(curl::kInfoActiveSocket, CURLINFO_ACTIVESOCKET);
   same(curl::kOk, CURLE_OK);

@@ -11,6 +11,7 @@
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -60,6 +61,7 @@ struct Exchange {
   bool body_began = false;
   bool sinking = false;
   TransportFault refused = TransportFault::kNone;
+  std::exception_ptr thrown;  // by a function of the request: it must not pass through libcurl
 
   // A short count makes libcurl end the transfer.
   std::size_t on_body(const std::byte* data, std::size_t size) {
@@ -73,7 +75,12 @@ struct Exchange {
         refused = TransportFault::kSurplus;
         return 0;
       }
-      std::memcpy(request.sink.data() + response.in_sink, data, size);
+      const auto dst = request.sink.subspan(response.in_sink, size);
+      if (request.place) {
+        request.place(dst, {data, size});
+      } else {
+        std::memcpy(dst.data(), data, size);
+      }
       response.in_sink += size;
       return size;
     }
@@ -108,6 +115,7 @@ struct Exchange {
     if (count > 0) std::memcpy(out, request.body.data() + sent, count);
     sent += count;
     moved += count;
+    if (count > 0 && sent == request.body.size() && request.on_sent) request.on_sent();
     return count;
   }
 };
@@ -118,8 +126,10 @@ std::size_t torchsnapshot_http_body(char* data, std::size_t size, std::size_t co
     return static_cast<Exchange*>(exchange)->on_body(reinterpret_cast<const std::byte*>(data), size * count);
   } catch (const std::bad_alloc&) {
     static_cast<Exchange*>(exchange)->refused = TransportFault::kTooLarge;
-    return 0;
+  } catch (...) {
+    static_cast<Exchange*>(exchange)->thrown = std::current_exception();
   }
+  return size * count == 0 ? 1 : 0;
 }
 std::size_t torchsnapshot_http_header(char* data, std::size_t size, std::size_t count, void* exchange) {
   try {
@@ -130,7 +140,12 @@ std::size_t torchsnapshot_http_header(char* data, std::size_t size, std::size_t 
   }
 }
 std::size_t torchsnapshot_http_send(char* out, std::size_t size, std::size_t count, void* exchange) {
-  return static_cast<Exchange*>(exchange)->on_send(out, size * count);
+  try {
+    return static_cast<Exchange*>(exchange)->on_send(out, size * count);
+  } catch (...) {
+    static_cast<Exchange*>(exchange)->thrown = std::current_exception();
+    return curl::kAbortRead;
+  }
 }
 int torchsnapshot_http_seek(void* exchange, std::int64_t offset, int origin) {
   auto& sent = static_cast<Exchange*>(exchange)->sent;
@@ -337,7 +352,7 @@ HttpResult HttpClient::perform(const HttpRequest& request, const std::stop_token
   }
   headers.add("Expect:");  // no waiting for a "100 Continue"
   headers.add("Accept:");
-  Exchange exchange{.request = request, .response = {}};
+  Exchange exchange{.request = request, .response = {}, .thrown = {}};
   std::array<char, curl::kErrorSize> error_text{};
   std::unique_ptr<Slot> slot = pool_->take();
   configure(*slot, options_, exchange, headers, error_text.data());
@@ -391,6 +406,7 @@ HttpResult HttpClient::perform(const HttpRequest& request, const std::stop_token
   }
   curl.multi_remove_handle(slot->multi, slot->easy);  // of an unfinished transfer: closes the connection
   pool_->give_back(std::move(slot));
+  if (exchange.thrown) std::rethrow_exception(exchange.thrown);
 
   result.response = std::move(exchange.response);
   if (result.fault == TransportFault::kNone && outcome != curl::kOk) {

@@ -33,9 +33,14 @@ struct HttpRequest {
   std::string url;
   HttpHeaders headers;
   std::span<const std::byte> body;  ///< sent from where it lies; Content-Length is set for PUT and POST
+  /// Called once the whole body has been handed to the connection; again when it has to be sent anew.
+  std::function<void()> on_sent;
   /// Where the body of the response goes, if `into_sink` says so after its header.
   std::span<std::byte> sink;
   std::function<bool(const HttpResponse&)> into_sink;
+  /// How a piece of the body, `src`, is brought to its place in the sink; copied when there is no function. What it
+  /// throws ends the request and comes out of perform().
+  std::function<void(std::span<std::byte> dst, std::span<const std::byte> src)> place;
   /// More bytes of a body than this, outside the sink, are TransportFault::kTooLarge.
   std::uint64_t max_text = 16ULL << 20;
   bool bypass_proxy = false;  ///< for metadata servers of this machine
@@ -88,7 +93,7 @@ class HttpClient {
   HttpClient& operator=(const HttpClient&) = delete;
 
   /// Never throws for what a network or a server does; redirects are not followed. Throws Error(kNoSpace) without
-  /// memory.
+  /// memory, and what the request's functions throw.
   HttpResult perform(const HttpRequest& request, const std::stop_token& stop);
 
   /// Connections made so far would be the server's to count; this counts the requests.

@@ -174,5 +174,32 @@ TEST(CurlLibrary, AMissingOneIsAClearError) {
       testing::ExitedWithCode(0), "");
 }
 
+TEST_F(Http, TheEndOfTheBodyIsTold) {
+  const std::string content(3'000'000, 'x');
+  HttpRequest sent = put("/bucket/sent", content);
+  int times = 0;
+  sent.on_sent = [&] { ++times; };
+  EXPECT_EQ(client_.perform(sent, {}).response.status, 200);
+  EXPECT_EQ(times, 1);
+}
+
+TEST_F(Http, WhatAFunctionOfTheRequestThrowsComesOut) {
+  const std::string content(3'000'000, 'x');
+  HttpRequest sent = put("/bucket/thrown", content);
+  EXPECT_EQ(client_.perform(sent, {}).response.status, 200);
+  sent.on_sent = [] { throw Error(ErrorCode::kInternal, "thrown"); };
+  EXPECT_THROW(client_.perform(sent, {}), Error);
+  HttpRequest get = request("GET", "/bucket/thrown");
+  std::string out(content.size(), '-');
+  get.sink = std::as_writable_bytes(std::span(out));
+  get.into_sink = [](const HttpResponse&) { return true; };
+  get.place = [](auto, auto) { throw Error(ErrorCode::kInternal, "thrown"); };
+  EXPECT_THROW(client_.perform(get, {}), Error);
+  // The connection of before is not used again.
+  get.place = nullptr;
+  EXPECT_EQ(client_.perform(get, {}).response.in_sink, content.size());
+  EXPECT_TRUE(out == content);
+}
+
 }  // namespace
 }  // namespace torchsnapshot

@@ -138,8 +138,14 @@ class ObjectInFlight {
 
   void read_through(std::uint64_t offset, std::span<std::byte> out) {
     if (out.empty()) return;
-    reader().read(offset, out);
-    if (verifier_) report(verifier_->add(offset, out));
+    if (!verifier_) {
+      reader().read(offset, out);
+      return;
+    }
+    reader().read_placing(
+        offset, out, [this](std::uint64_t at, std::span<std::byte> dst, std::span<const std::byte> src) {
+          report(dst.data() == src.data() ? verifier_->add(at, dst) : verifier_->add_copy(at, dst, src));
+        });
   }
 
   void report(const std::vector<BlockMismatch>& mismatches) {
@@ -257,7 +263,7 @@ void run_reads(const ReadPlan& plan, const ReadContext& context) {
   CudaWrites cuda(plan.objects);
   const std::uint64_t limit = budget_or_default(context.options);
   MemoryBudget budget(cuda.any() ? budget_beside_ring(limit) : limit);
-  ThreadPool threads(std::max<std::size_t>(1, context.options.io_concurrency));
+  ThreadPool threads(context.storage.limit_transfers(std::max<std::size_t>(1, context.options.io_concurrency)));
   TaskGroup group(threads, context.options.stop);
   for (const ObjectRead& object : plan.objects) {
     // The tasks own the object, so that its file is closed with its last block.

@@ -181,8 +181,9 @@ class WritePipeline::Object {
     with_context(block, [&] {
       if (block.direct != nullptr) {
         const std::span data(block.direct, block.range.size());
-        if (checksums_) checksums_->add(block.range.begin, data);
-        put(block, data, stop);
+        std::optional<std::uint32_t> crc;
+        if (checksums_) crc = checksums_->add(block.range.begin, data);
+        put(block, data, stop, crc);
         return;
       }
       const auto lease = budget.acquire(staged_bytes(), stop);
@@ -246,8 +247,14 @@ class WritePipeline::Object {
  private:
   ChecksumBuilder* checksums() noexcept { return checksums_ ? &*checksums_ : nullptr; }
 
-  void put(const WriteBlock& block, std::span<const std::byte> data, const std::stop_token& stop) {
-    writer(stop).write(block.range.begin, data);
+  /// `crc`: of `data`, where it is known.
+  void put(const WriteBlock& block, std::span<const std::byte> data, const std::stop_token& stop,
+           std::optional<std::uint32_t> crc = std::nullopt) {
+    if (crc) {
+      writer(stop).write_summed(block.range.begin, data, *crc);
+    } else {
+      writer(stop).write(block.range.begin, data);
+    }
     if (remaining_.fetch_sub(1) == 1) {
       writer(stop).finish();
       writer_.reset();  // closes the file
@@ -290,7 +297,7 @@ WritePipeline::WritePipeline(const WritePlan& plan, Storage& storage, const IoOp
       cuda_streams_(cuda_streams(plan)),
       own_budget_(cuda_streams_.empty() ? budget_or_default(options) : budget_beside_ring(budget_or_default(options))),
       budget_(staging == Staging::kWhereNeeded ? own_budget_ : shared_budget(own_budget_.limit())),
-      threads_(std::max<std::size_t>(1, options.io_concurrency)),
+      threads_(storage.limit_transfers(std::max<std::size_t>(1, options.io_concurrency))),
       writes_(threads_, options.stop) {
   objects_.reserve(plan.objects.size());
   for (const WriteObject& object : plan.objects) {

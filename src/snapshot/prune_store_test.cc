@@ -2,8 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "coord/thread_world.h"
 #include "snapshot/take_marker.h"
 #include "snapshot/testing_inspect.h"
+#include "snapshot/world_take.h"
 #include "storage/testing.h"
 #include "storage/testing_store.h"
 #include "torchsnapshot/prune.h"
@@ -37,7 +39,7 @@ class PruneStore : public testing::TestWithParam<StoreKind> {
     const auto api = api_of(settings_);
     const std::string key = settings_.prefix + "/" + location;
     const Upload upload = api->start_upload(key, 20 << 20, 5 << 20, {});
-    for (int i = 1; i <= parts; ++i) api->put_part(key, upload, i, bytes_of(std::string(1000, 'x')), {});
+    for (int i = 1; i <= parts; ++i) api->put_part(key, upload, i, bytes_of(std::string(1000, 'x')), {}, {});
   }
   std::vector<std::string> unfinished() {
     std::vector<std::string> locations;
@@ -89,7 +91,7 @@ TEST_P(PruneStore, AnUploadWhosePartsKeepComingIsRunning) {
   const Upload upload = api->start_upload(key, 20 << 20, 5 << 20, {});
   age(0);
   EXPECT_EQ(prune(*storage_, {.dry_run = true}).removed_unfinished, 1U);
-  api->put_part(key, upload, 1, bytes_of("x"), {});
+  api->put_part(key, upload, 1, bytes_of("x"), {}, {});
   EXPECT_EQ(prune(*storage_).removed_unfinished, 0U);
 }
 
@@ -137,6 +139,27 @@ TEST_P(PruneStore, WithoutThePermissionToListNothingIsRemoved) {
                [&] { prune(*storage_, {.older_than = 0s}); });
   server().set({{"refuse_lists", false}});
   EXPECT_EQ(storage_->list("").size(), 1U);
+}
+
+// A take of several ranks that fails: what a dead rank was uploading goes with the rest, at once.
+TEST_P(PruneStore, TheUploadsOfADeadRankGoWithItsTake) {
+  leave_upload("data/" + kId + "/1-0", 1);  // of another take
+  ThreadWorld world(2);
+  const auto errors = world.run([&](Coordinator& ranks) {
+    TakeOptions options;
+    options.coordinator = {std::shared_ptr<void>(), &ranks};  // it belongs to the world
+    options.commit_timeout = std::chrono::milliseconds(500);
+    if (ranks.rank() == 1) {
+      const std::string folder = "data/" + plan_world_take(ranks, state_.app(), options).take_id;
+      leave_upload(folder + "/1-0", 2);
+      put(*storage_, folder + "/1-1", "finished");
+      return;
+    }
+    Snapshot::take(storage_, state_.app(), options);
+  });
+  EXPECT_THAT(errors[0], HasSubstr("nothing was heard of rank 1"));
+  EXPECT_THAT(unfinished(), ElementsAre("data/" + kId + "/1-0"));
+  EXPECT_THAT(storage_->list(""), IsEmpty());
 }
 
 }  // namespace

@@ -195,20 +195,31 @@ void TakeJob::clean_up() noexcept {
   pipeline_.reset();  // no write is under way any more
   try {
     if (ranks_ && publishes() && !take_id_.empty()) {
-      // What ranks that are dead have left, too. Those that live remove their own, now or when they learn of the end.
-      try {
-        for (const char* folder : {"data/", ".torchsnapshot/"}) {
-          const auto found = storage_->list(folder + take_id_ + "/");
-          written_.insert(written_.end(), found.begin(), found.end());
-        }
-      } catch (const Error& error) {  // a storage that can't list, as plugins: at least what this rank has written
-        if (io_.on_notice) io_.on_notice(std::string("what dead ranks have left can't be found: ") + error.what());
-      }
+      // What ranks that are dead have left, too. Those that live have removed their own by now, or will when they learn
+      // of the end.
+      remove_left_by_others();
     }
     remove_quietly(*storage_, written_, io_);
   } catch (const std::exception&) {  // no memory, or an observer that throws: `prune` finds what is left
     return;
   }
+}
+
+void TakeJob::remove_left_by_others() {
+  const auto attempt = [this](const char* what, const auto& step) {
+    try {
+      for (const std::string_view folder : {kDataFolder, kSidecarFolder}) step(std::string(folder) + take_id_ + "/");
+    } catch (const Error& error) {  // a storage that can't list, as plugins: at least what this rank has written goes
+      if (io_.on_notice)
+        io_.on_notice(std::string(what) + " that dead ranks have left can't be found: " + error.what());
+    }
+  };
+  attempt("unfinished uploads",
+          [this](const std::string& prefix) { storage_->remove_unfinished(storage_->list_unfinished(prefix)); });
+  attempt("objects", [this](const std::string& prefix) {
+    const auto found = storage_->list(prefix);
+    written_.insert(written_.end(), found.begin(), found.end());
+  });
 }
 
 void TakeJob::stage() {

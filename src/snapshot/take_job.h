@@ -63,6 +63,8 @@ class TakeJob {
   void seal_metadata();
   void publish();
   void clean_up() noexcept;
+  /// On rank 0 of several, after a failure.
+  void remove_left_by_others();
 
   std::shared_ptr<Storage> storage_;
   const std::stop_token callers_stop_;

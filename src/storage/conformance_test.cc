@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -197,6 +198,37 @@ TEST_P(StorageConformance, ViewsShowWhatIsRead) {
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kCorrupt);
   }
+}
+
+TEST_P(StorageConformance, BytesPassTheirPlacerOnceAndInOrder) {
+  const std::string content = random_text(300'000, 4);
+  put(*storage_, "placed", content);
+  const auto reader = storage_->open("placed", {});
+  std::mt19937 random(6);
+  std::string out(content.size(), '-');
+  for (int i = 0; i < 20; ++i) {
+    const std::size_t begin = random() % content.size();
+    const std::size_t size = random() % (content.size() - begin + 1);
+    const auto bytes = std::as_writable_bytes(std::span(out)).first(size);
+    std::string seen;
+    reader->read_placing(begin, bytes,
+                         [&](std::uint64_t offset, std::span<std::byte> dst, std::span<const std::byte> src) {
+                           ASSERT_EQ(dst.size(), src.size());
+                           EXPECT_EQ(offset, begin + seen.size());
+                           EXPECT_EQ(dst.data(), bytes.data() + seen.size());
+                           seen.append(reinterpret_cast<const char*>(src.data()), src.size());
+                           std::memmove(dst.data(), src.data(), src.size());
+                         });
+    EXPECT_TRUE(seen == content.substr(begin, size)) << begin << ' ' << size;
+    EXPECT_TRUE(out.compare(0, size, content, begin, size) == 0) << begin << ' ' << size;
+  }
+  // What it throws ends the read, and nothing else.
+  expect_error(ErrorCode::kCorrupt, {"found by the placer"}, [&] {
+    reader->read_placing(0, std::as_writable_bytes(std::span(out)),
+                         [](std::uint64_t, auto, auto) { throw Error(ErrorCode::kCorrupt, "found by the placer"); });
+  });
+  reader->read(0, std::as_writable_bytes(std::span(out)));
+  EXPECT_TRUE(out == content);
 }
 
 TEST_P(StorageConformance, MissingObjects) {

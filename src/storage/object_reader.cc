@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -23,7 +22,9 @@ class RangeReader final : public ObjectReader {
     front_.shrink_to_fit();
   }
 
-  void read(std::uint64_t offset, std::span<std::byte> out) override {
+  void read(std::uint64_t offset, std::span<std::byte> out) override { read_placing(offset, out, nullptr); }
+
+  void read_placing(std::uint64_t offset, std::span<std::byte> out, const PlaceBytes& place) override {
     check_stop(stop_, "read", name_);
     check_read(offset, out.size(), facts_.size, name_);
     if (out.empty()) return;
@@ -32,9 +33,14 @@ class RangeReader final : public ObjectReader {
       done = std::min<std::size_t>(out.size(), front_.size() - offset);
       // A large read is one request, whatever is there already.
       if (done < out.size() / 2) done = 0;
-      std::memcpy(out.data(), front_.data() + offset, done);
+      const auto there = std::span<const std::byte>(front_).subspan(offset, done);
+      if (place && done > 0) {
+        place(offset, out.first(done), there);
+      } else {
+        std::copy(there.begin(), there.end(), out.begin());
+      }
     }
-    if (done < out.size()) api_->get_range(key_, facts_, offset + done, out.subspan(done), stop_);
+    if (done < out.size()) api_->get_range(key_, facts_, offset + done, out.subspan(done), place, stop_);
   }
 
  private:

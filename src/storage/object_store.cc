@@ -15,6 +15,9 @@
 namespace torchsnapshot {
 namespace {
 
+/// Requests that wait for their answers while others move data, at most.
+constexpr std::size_t kMostWaiting = 8;
+
 class ObjectStore final : public Storage {
  public:
   explicit ObjectStore(std::shared_ptr<ObjectApi> api)
@@ -23,6 +26,11 @@ class ObjectStore final : public Storage {
   [[nodiscard]] std::string url() const override { return settings_.url(); }
   // A part that is one block goes out from where it lies, and each request moves as much as the settings say.
   [[nodiscard]] std::uint64_t block_bytes() const noexcept override { return settings_.part_bytes; }
+
+  std::size_t limit_transfers(std::size_t most) override {
+    api_->client().gate().set_limit(most);
+    return most + std::min(most, kMostWaiting);
+  }
 
   std::unique_ptr<ObjectWriter> create(const std::string& location, std::uint64_t size, std::stop_token stop) override {
     const std::string normal = normalize_location(location);

@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "integrity/crc32c.h"
 #include "storage/testing.h"
 #include "storage/testing_store.h"
 
@@ -200,6 +201,32 @@ TEST_F(Faults, OnlyTheRestIsFetchedAgain) {
   survived("end at some byte of a download", 2);
 }
 
+TEST_F(Faults, BytesPassTheirPlacerOnceThroughBrokenDownloads) {
+  const auto storage = store(quick());
+  const std::string content = random_text(1 << 20, 9);
+  put(*storage, "x", content);
+  const auto reader = storage->open("x", {});
+  // The last place: all bytes have come, and yet the answer ended badly.
+  for (const char* kind : {"reset_download", "close_download"}) {
+    for (const int at : {1, 70'001, 600'000, (1 << 20) - 1, 1 << 20}) {
+      server().inject({{"kind", kind}, {"at", at}});
+      std::string out(content.size(), '-');
+      std::string seen;
+      reader->read_placing(0, std::as_writable_bytes(std::span(out)),
+                           [&](std::uint64_t offset, std::span<std::byte> dst, std::span<const std::byte> src) {
+                             EXPECT_EQ(offset, seen.size());
+                             seen.append(reinterpret_cast<const char*>(src.data()), src.size());
+                             std::copy(src.begin(), src.end(), dst.begin());
+                           });
+      EXPECT_TRUE(seen == content) << kind << ' ' << at;
+      EXPECT_TRUE(out == content) << kind << ' ' << at;
+      EXPECT_EQ(server().fault_count(kind), 1);
+      server().clear();
+      survived(name_of({{"kind", kind}}));
+    }
+  }
+}
+
 TEST_F(Faults, StallsAreFound) {
   expect_survived({{"kind", "stall_upload"}, {"method", "PUT"}, {"at", 1000}});
   expect_survived({{"kind", "stall_download"}, {"method", "GET"}, {"at", 1000}, {"path", "large"}});
@@ -237,6 +264,27 @@ TEST_F(Faults, ABitThatFlipsOnTheWayUpIsFoundByTheStore) {
                [&] { put(*storage, "y", "a content that is damaged each time"); });
   survived("bit flipped on the way up");
   reported("bit flipped on the way up", 4);
+}
+
+TEST_F(Faults, ASumThatTheCallerHasIsTheOneThatIsSent) {
+  constexpr std::size_t kSmallPart = 100'000;  // a size of which the server checks the sums
+  StoreSettings settings = quick();
+  settings.part_bytes = kSmallPart;
+  const auto storage = store(settings);
+  const std::string content = random_text(2 * kSmallPart, 5);
+  const auto bytes = std::as_bytes(std::span(content));
+  const auto first = bytes.first(kSmallPart);
+  const auto second = bytes.subspan(kSmallPart);
+  const auto write_second = [&](std::uint32_t crc) {
+    const auto writer = storage->create("x", content.size(), {});
+    writer->write_summed(0, first, crc32c(0, first));
+    writer->write_summed(kSmallPart, second, crc);
+  };
+  write_second(crc32c(0, second));
+  // Memory that changed since it was summed, too, is found by the store.
+  expect_error(ErrorCode::kIo, {"UploadPart", "BadDigest"}, [&] { write_second(crc32c(0, first)); });
+  // The sum of a block is not that of its parts.
+  storage->create("y", content.size(), {})->write_summed(0, bytes, crc32c(0, bytes));
 }
 
 TEST_F(Faults, ClocksThatDiffer) {

@@ -48,25 +48,9 @@ class PartWriter final : public ObjectWriter {
     names_->give_back(key_, ticket_);
   }
 
-  void write(std::uint64_t offset, std::span<const std::byte> data) override {
-    progress_.check_block(offset, data.size(), name_);
-    check_stop(stop_, "write", name_);
-    for (const PartPiece& piece : grid_.cut(offset, data.size())) {
-      const auto bytes = data.subspan(piece.in_block, piece.size);
-      if (piece.is_whole_part && grid_.count() > 1) {
-        send(piece.part, bytes);
-        continue;
-      }
-      const std::shared_ptr<PartBuffer> buffer = buffer_of(piece.part);
-      std::memcpy(buffer->memory.get() + piece.in_part, bytes.data(), bytes.size());
-      const bool complete = buffer->filled.fetch_add(piece.size) + piece.size == buffer->size;
-      if (complete && grid_.count() > 1) {
-        send(piece.part, buffer->content());
-        const std::lock_guard lock(mutex_);
-        buffers_.erase(piece.part);
-      }
-    }
-    progress_.add(data.size());
+  void write(std::uint64_t offset, std::span<const std::byte> data) override { write(offset, data, std::nullopt); }
+  void write_summed(std::uint64_t offset, std::span<const std::byte> data, std::uint32_t crc32c) override {
+    write(offset, data, crc32c);
   }
 
   void finish() override {
@@ -84,6 +68,28 @@ class PartWriter final : public ObjectWriter {
   }
 
  private:
+  /// `crc32c`: of `data`, if it is known.
+  void write(std::uint64_t offset, std::span<const std::byte> data, std::optional<std::uint32_t> crc32c) {
+    progress_.check_block(offset, data.size(), name_);
+    check_stop(stop_, "write", name_);
+    for (const PartPiece& piece : grid_.cut(offset, data.size())) {
+      const auto bytes = data.subspan(piece.in_block, piece.size);
+      if (piece.is_whole_part && grid_.count() > 1) {
+        send(piece.part, bytes, bytes.size() == data.size() ? crc32c : std::nullopt);
+        continue;
+      }
+      const std::shared_ptr<PartBuffer> buffer = buffer_of(piece.part);
+      std::memcpy(buffer->memory.get() + piece.in_part, bytes.data(), bytes.size());
+      const bool complete = buffer->filled.fetch_add(piece.size) + piece.size == buffer->size;
+      if (complete && grid_.count() > 1) {
+        send(piece.part, buffer->content(), std::nullopt);
+        const std::lock_guard lock(mutex_);
+        buffers_.erase(piece.part);
+      }
+    }
+    progress_.add(data.size());
+  }
+
   std::shared_ptr<PartBuffer> buffer_of(std::uint64_t part) {
     const std::lock_guard lock(mutex_);
     std::shared_ptr<PartBuffer>& buffer = buffers_[part];
@@ -95,8 +101,8 @@ class PartWriter final : public ObjectWriter {
     return buffer;
   }
 
-  void send(std::uint64_t part, std::span<const std::byte> content) {
-    const UploadedPart sent = api_->put_part(key_, upload(), static_cast<int>(part) + 1, content, stop_);
+  void send(std::uint64_t part, std::span<const std::byte> content, std::optional<std::uint32_t> crc32c) {
+    const UploadedPart sent = api_->put_part(key_, upload(), static_cast<int>(part) + 1, content, crc32c, stop_);
     const std::lock_guard lock(mutex_);
     parts_.push_back(sent);
   }

@@ -34,6 +34,7 @@ class ForwardingStorage : public Storage {
   std::vector<ObjectInfo> list_objects(const std::string& prefix) override { return inner_->list_objects(prefix); }
   void remove(std::span<const std::string> locations) override { inner_->remove(locations); }
   [[nodiscard]] std::uint64_t block_bytes() const noexcept override { return inner_->block_bytes(); }
+  std::size_t limit_transfers(std::size_t most) override { return inner_->limit_transfers(most); }
   std::vector<std::string> take_notices() override { return inner_->take_notices(); }
   std::vector<UnfinishedObject> list_unfinished(const std::string& prefix) override {
     return inner_->list_unfinished(prefix);
