@@ -50,6 +50,8 @@ class WritePipeline {
   void stage();
   /// With Staging::kWhereNeeded: writes go on from now on. finish() does it if it has not been done.
   void start();
+  /// Another write, by the threads of these: so many go on at once, no more. finish() throws its error.
+  void run(std::function<void()> write) { writes_.run(std::move(write)); }
   /// What stage() has left for later; null when there is nothing. It may be used when this is gone.
   [[nodiscard]] std::shared_ptr<LazyCopies> lazy_copies() const noexcept { return lazy_; }
   /// The same for what is copied from CUDA devices.

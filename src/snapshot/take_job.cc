@@ -230,8 +230,12 @@ std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
   const std::vector<std::string> obsolete = step([this] {
     pipeline_->wait_copied();
     if (on_copied_) on_copied_();
+    if (publishes()) {
+      written_.push_back(take_marker_location(take_id_, rank_));
+      pipeline_->run(
+          [this, location = written_.back(), marker = make_take_marker(this_process())] { create(location, marker); });
+    }
     pipeline_->start();
-    if (publishes()) write_object(take_marker_location(take_id_, rank_), make_take_marker(this_process()));
     complete_metadata();
     write_checksums(pipeline_->finish());
     write_metadata_index();
@@ -286,6 +290,10 @@ void TakeJob::write_metadata_index() {
 
 void TakeJob::write_object(const std::string& location, std::string_view content) {
   written_.push_back(location);
+  create(location, content);
+}
+
+void TakeJob::create(const std::string& location, std::string_view content) const {
   const auto writer = storage_->create(location, content.size(), io_.stop);
   writer->write(0, std::as_bytes(std::span(content)));
   writer->finish();
