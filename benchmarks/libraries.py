@@ -67,6 +67,13 @@ class Torchsnapshot(Library):
         return snapshot, [snapshot.read_object(f"0/state/{name}") for name in names]
 
 
+class LazyTorchsnapshot(Torchsnapshot):
+    def async_save(self, state: State, path: Path) -> Any:
+        from torchsnapshot import Snapshot, StateDict
+
+        return Snapshot.async_take(str(path), {"state": StateDict(state)}, staging="lazy")
+
+
 class OriginalTorchsnapshot(Torchsnapshot):
     durable = False
 
@@ -171,6 +178,7 @@ class _Waiting:
 
 LIBRARIES: dict[str, type[Library]] = {
     "torchsnapshot": Torchsnapshot,
+    "torchsnapshot, lazy": LazyTorchsnapshot,
     "torch.save": TorchSave,
     "torch.load mmap": TorchMmap,
     "safetensors": Safetensors,

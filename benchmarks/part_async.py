@@ -16,6 +16,8 @@ from context import OURS, Options, Part
 from libraries import remove
 from machine import available_memory
 
+LAZY = "torchsnapshot, lazy"
+MEMCPY, SYNC = "memcpy, all cores", "sync take"
 OPERATIONS = ("blocked, first call", "blocked", "durable")
 UNDISTURBED_SECONDS = 2.0
 SPARE_MEMORY = 4 << 30
@@ -28,7 +30,7 @@ def run(options: Options) -> Part:
         first = stack.enter_context(our_worker())
         versions = first("versions")
         if versions.get("async_take") == "True":
-            workers[OURS] = first
+            workers[OURS] = workers[LAZY] = first
             workers["DCP"] = stack.enter_context(our_worker())
         else:
             part.note("this build has no async_take yet: the peers only")
@@ -37,8 +39,9 @@ def run(options: Options) -> Part:
         if original:
             workers["original"] = stack.enter_context(original)
         # Each holds the state and a copy of it.
-        size = min(options.size, max(64 << 20, (available_memory() - SPARE_MEMORY) // (2 * len(workers) + 1)))
-        for worker in workers.values():
+        processes = dict.fromkeys(workers.values())
+        size = min(options.size, max(64 << 20, (available_memory() - SPARE_MEMORY) // (2 * len(processes) + 1)))
+        for worker in processes:
             part.facts.update(worker("make", shape="llm", size=size))
         part.facts.pop("memory")
         part.facts["versions"] = versions
@@ -47,8 +50,21 @@ def run(options: Options) -> Part:
     return part
 
 
+def _limits(part: Part, worker: Worker, options: Options) -> None:
+    """One memcpy of the state's bytes, and a sync take of it."""
+    worker("settle")
+    part.add("blocked", MEMCPY, worker("copy_all_cores")["seconds"])
+    path = options.folder / "sync"
+    try:
+        part.add("durable", SYNC, worker("save", library=OURS, path=str(path))["durable"])
+    finally:
+        remove(path)
+
+
 def _rounds(part: Part, workers: dict[str, Worker], options: Options) -> None:
     for number in range(options.rounds + 1):
+        if number > 0 and OURS in workers:
+            _limits(part, workers[OURS], options)
         names = list(workers)
         for library in names if number % 2 == 0 else names[::-1]:
             worker, path = workers[library], options.folder / f"async-{number}"
@@ -60,7 +76,7 @@ def _rounds(part: Part, workers: dict[str, Worker], options: Options) -> None:
                 result = worker("save_async", library=library, path=str(path), step=step)
                 consistent = worker("check_async", library=library, path=str(path))["consistent"]
             except WorkerError as error:
-                if library == OURS or number > 0:
+                if library in (OURS, LAZY) or number > 0:
                     raise
                 part.note(f"{library} is left out: {str(error).strip().splitlines()[-1]}")
                 del workers[library]
@@ -68,7 +84,7 @@ def _rounds(part: Part, workers: dict[str, Worker], options: Options) -> None:
             finally:
                 remove(path)
             if not consistent:
-                if library == OURS:
+                if library in (OURS, LAZY):
                     raise AssertionError("an async snapshot of ours holds values from after the call")
                 part.note(f"{library}: INCONSISTENT: values changed after the call returned are in its snapshot")
             part.detail("consistent", library, float(consistent))
@@ -89,6 +105,8 @@ def _print(part: Part) -> None:
     rows = []
     ours = part.series["blocked"].get(OURS, [])
     for name, blocked in part.series["blocked"].items():
+        if name == MEMCPY:
+            continue
         rows.append(
             [
                 name,
@@ -104,6 +122,12 @@ def _print(part: Part) -> None:
         )
     header = ["", "ours blocks less by", "blocked s", "first call s", "steps slower by", "durable after s"]
     report.print_table("async", [*header, "extra memory", "old values kept", "n"], rows)
+    if rows and ours:
+        copy, durable = part.series["blocked"][MEMCPY], part.series["durable"]
+        blocks = report.ratio(copy, ours)
+        print(f"one memcpy with all cores: {report.spread(copy, '{:.3f}'.format)} s; ours blocks {blocks} that")
+        sync = durable[SYNC]
+        print(f"a sync take: {report.spread(sync)} s; ours is durable after {report.ratio(sync, durable[OURS])} that")
     if rows:
         print(f"note: an undisturbed step is the unit of the slow-down; {median(_all_steps(part)):.0f} steps meanwhile")
     for note in part.notes:

@@ -53,7 +53,7 @@ struct TakeOptions {
   /// False: each tensor gets an object of its own.
   bool batching = true;
   /// Metadata of so many entries or more gets an index, so that few of them are found without reading all.
-  std::uint64_t index_entries = 100'000;
+  std::uint64_t index_entries = 32'768;
   /// Of async_take.
   StagingMode staging = StagingMode::kEager;
   /// Of StagingMode::kLazy: also where the system fails system calls that write to protected memory, such as a read()

@@ -14,23 +14,7 @@ constexpr std::chrono::milliseconds kPollInterval{100};
 
 }  // namespace
 
-ThreadPool::ThreadPool(std::size_t threads) {
-  const std::size_t count = std::max<std::size_t>(1, threads);
-  threads_.reserve(count);
-  try {
-    while (threads_.size() < count) threads_.emplace_back([this] { run(); });
-  } catch (const std::system_error& error) {
-    close();
-    throw errno_error(error.code().value(),
-                      "start thread " + std::to_string(threads_.size() + 1) + " of " + std::to_string(count));
-  }
-}
-
 ThreadPool::~ThreadPool() {
-  close();
-}
-
-void ThreadPool::close() noexcept {
   {
     const std::lock_guard lock(mutex_);
     closing_ = true;
@@ -43,14 +27,29 @@ void ThreadPool::submit(std::function<void()> task) {
   {
     const std::lock_guard lock(mutex_);
     queue_.push_back(std::move(task));
+    // While the pool is being destroyed the threads that are there take what is left.
+    if (queue_.size() > waiting_ && threads_.size() < most_ && !closing_) start_one();
   }
   wake_.notify_one();
+}
+
+/// With the mutex held.
+void ThreadPool::start_one() {
+  try {
+    threads_.emplace_back([this] { run(); });
+  } catch (const std::system_error& error) {
+    if (!threads_.empty()) return;  // those do it all
+    queue_.pop_back();
+    throw errno_error(error.code().value(), "start a thread");
+  }
 }
 
 void ThreadPool::run() {
   std::unique_lock lock(mutex_);
   while (true) {
+    ++waiting_;
     wake_.wait(lock, [this] { return closing_ || !queue_.empty(); });
+    --waiting_;
     if (queue_.empty()) return;
     {
       const std::function<void()> task = std::move(queue_.front());

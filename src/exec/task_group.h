@@ -13,26 +13,28 @@
 
 namespace torchsnapshot {
 
-/// A fixed number of threads that run tasks in the order given. The destructor finishes what is queued
-/// (also what those tasks queue) and joins. Thread-safe.
+/// Threads that run tasks in the order given; one is started when there are more tasks than threads that wait for some.
+/// The destructor finishes what is queued (also what those tasks queue) and joins. Thread-safe.
 class ThreadPool {
  public:
-  /// `threads`: 0 counts as 1. Throws Error when the system refuses a thread.
-  explicit ThreadPool(std::size_t threads);
+  /// `most`: threads at most; 0 counts as 1.
+  explicit ThreadPool(std::size_t most) noexcept : most_(most == 0 ? 1 : most) {}
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  /// Queues a task; it must not throw.
+  /// Queues a task; it must not throw. Throws Error when the system refuses the first thread; it may refuse others.
   void submit(std::function<void()> task);
 
  private:
   void run();
-  void close() noexcept;
+  void start_one();
 
+  const std::size_t most_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> queue_;
+  std::size_t waiting_ = 0;  ///< threads that wait for a task
   bool closing_ = false;
   std::vector<std::jthread> threads_;
 };

@@ -42,6 +42,22 @@ TEST(ThreadPool, ZeroThreadsCountAsOne) {
   EXPECT_EQ(done, 1);
 }
 
+TEST(ThreadPool, StartsNoMoreThreadsThanThereAreTasks) {
+  const int before = thread_count();
+  ThreadPool pool(8);
+  std::latch started(3);
+  std::latch end(1);
+  for (int i = 0; i < 3; ++i) {
+    pool.submit([&] {
+      started.count_down();
+      end.wait();
+    });
+  }
+  started.wait();
+  EXPECT_LE(thread_count(), before + 3);
+  end.count_down();
+}
+
 TEST(ThreadPool, TasksRunAtTheSameTime) {
   ThreadPool pool(4);
   std::latch all_there(4);

@@ -137,17 +137,26 @@ Manifest ManifestIndex::read_block(std::size_t block) const {
   return entries;
 }
 
-void ManifestIndex::select_range(std::string_view from, std::string_view to, Manifest& out) const {
-  // The first block that begins at `from` or behind; what is wanted may begin in the one before it.
+std::size_t ManifestIndex::first_block_from(std::string_view path) const {
   std::size_t low = 0;
   for (std::size_t high = blocks_; low < high;) {
     const std::size_t middle = low + (high - low) / 2;
-    if (row(middle).first < from) {
+    if (row(middle).first < path) {
       low = middle + 1;
     } else {
       high = middle;
     }
   }
+  return low;
+}
+
+std::uint64_t ManifestIndex::estimate(std::string_view path) const {
+  const std::string behind = std::string(path) + static_cast<char>('/' + 1);
+  return (first_block_from(behind) - first_block_from(path) + 1) * kIndexBlockEntries;
+}
+
+void ManifestIndex::select_range(std::string_view from, std::string_view to, Manifest& out) const {
+  const std::size_t low = first_block_from(from);  // what is wanted may begin in the block before
   const auto is_behind = [&](std::string_view path) { return to.empty() ? path > from : path >= to; };
   for (std::size_t block = low == 0 ? 0 : low - 1; block < blocks_ && !is_behind(row(block).first); ++block) {
     for (const Manifest::Item& item : read_block(block)) {

@@ -42,6 +42,8 @@ class ManifestIndex {
   /// Appends the entries of all ranks at `path` (without rank) to `out`; with `subtree`, those below it too. One that
   /// is there already is left out.
   void select(std::string_view path, bool subtree, Manifest& out) const;
+  /// About how many entries select() with `subtree` would look at. Reads nothing.
+  [[nodiscard]] std::uint64_t estimate(std::string_view path) const;
   /// Reads all of it, and throws Error(kCorrupt) unless it says what `manifest` says.
   void check(const Manifest& manifest) const;
 
@@ -56,6 +58,8 @@ class ManifestIndex {
 
   [[nodiscard]] Row row(std::size_t block) const;
   [[nodiscard]] Manifest read_block(std::size_t block) const;
+  /// The first block whose first path is not below `path`; the number of blocks when there is none.
+  [[nodiscard]] std::size_t first_block_from(std::string_view path) const;
   /// Appends what lies in [from, to): all paths, if `to` is empty only `from` itself.
   void select_range(std::string_view from, std::string_view to, Manifest& out) const;
 

@@ -117,6 +117,24 @@ TEST(MetadataIndex, ReadsWithoutTheMetadata) {
   }
 }
 
+TEST(MetadataIndex, WhoWantsMostReadsTheMetadata) {
+  constexpr std::int64_t kCount = 5'000;
+  Dict numbers;
+  for (std::int64_t i = 0; i < kCount; ++i) numbers.items.emplace_back("n" + std::to_string(i), Integer(i));
+  AppState app{{"many", std::move(numbers)}, {"one", Dict{.items = {{"step", Integer(7)}}}}};
+  const auto storage = fresh_storage();
+  Snapshot::take(storage, app, with_index());
+  const auto guarded = std::make_shared<NoMetadata>(storage);
+  AppState one{{"one", Dict{}}};
+  Snapshot(guarded).restore(one);
+  EXPECT_EQ(*one[0].second.get_if<Dict>()->find("step")->get_if<Integer>(), Integer(7));
+  EXPECT_EQ(*Snapshot(guarded).read_object("0/many/n4321").get_if<Integer>(), Integer(4321));
+  AppState all{{"many", Dict{}}, {"one", Dict{}}};
+  EXPECT_THROW(Snapshot(guarded).restore(all), Error);
+  Snapshot(storage).restore(all);
+  EXPECT_THAT(all[0].second.get_if<Dict>()->items, SizeIs(kCount));
+}
+
 TEST(MetadataIndex, OneThatIsDamagedOrOfOtherMetadataIsNotUsed) {
   const auto storage = fresh_storage();
   State state(5);

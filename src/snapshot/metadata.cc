@@ -68,6 +68,16 @@ bool is_own_leaf(const ManifestIndex& index, std::int64_t rank, const std::strin
   return find_own_leaf(found, rank, path).has_value();
 }
 
+/// Whether these paths and what is below them are so much that all of the metadata is read in less time.
+bool is_most(const ManifestIndex& index, const std::vector<std::string>& paths) {
+  constexpr std::uint64_t kFewEntries = 16 * kIndexBlockEntries;  // the estimate is in blocks
+  constexpr std::uint64_t kManyEntries = 1'000'000;               // the text of more is large
+  if (index.entries() < kFewEntries || index.entries() >= kManyEntries) return false;
+  std::uint64_t wanted = 0;
+  for (const std::string& path : paths) wanted += index.estimate(path);
+  return wanted > index.entries() / 2;
+}
+
 }  // namespace
 
 std::shared_ptr<const SavedState> Snapshot::Cache::part(const Snapshot& snapshot, std::int64_t rank,
@@ -82,6 +92,7 @@ std::shared_ptr<const SavedState> Snapshot::Cache::part(const Snapshot& snapshot
   auto found = std::make_shared<SnapshotMetadata>();
   found->world_size = index->world_size();
   try {
+    if (is_most(*index, paths)) return nullptr;
     for (const std::string& path : paths) {
       // A leaf needs no containers, which may name a million children.
       const bool is_leaf = path.find('/') != std::string::npos && is_own_leaf(*index, rank, path);

@@ -1,15 +1,13 @@
 // A restore of several ranks, step by step. A meeting is one sum over all ranks, whose first number says how many are
 // not well; if any is, the restore goes to its end on all.
 //  1. A meeting when each rank has looked at the snapshot, and nothing has been changed yet. In it the ranks say
-//  whether
-//     they want to read for each other; one that does not, decides for all.
-//  If they do, for what is not plain elements (decoded before tensors are touched), and again for tensors:
-//     2. A meeting: digests of what each wants and would take from others. If they differ, the lists, all to all, in
-//     two
-//        exchanges.
-//     3. For each round of plan/share_plan.h, when a rank has read its parcels: a meeting, then the bytes. In the last
+//     whether they want to read for each other; one that does not, decides for all.
+//  2. If they do, for what is not plain elements (decoded before tensors are touched), and again for tensors:
+//     a. a meeting: digests of what each wants and would take from others. If they differ, the lists, all to all, in
+//        two exchanges;
+//     b. for each round of plan/share_plan.h, when a rank has read its parcels: a meeting, then the bytes. In the last
 //        meeting also how much was found damaged; if any (the ranks go on in spite of it), two exchanges tell what.
-//  4. The end (agree_all_well): errors, before any rank hands state to the program.
+//  3. The end (agree_all_well): errors, before any rank hands state to the program.
 // A rank that fails between two meetings joins the next one to say so, and goes to the end: so the calls of all ranks
 // match, whatever happens where.
 

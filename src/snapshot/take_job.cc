@@ -174,6 +174,7 @@ void TakeJob::complete_metadata() {
   if (parts_) metadata_->manifest = parts_->merge(take_id_, replicated_);
   parts_.reset();
   seal_metadata();
+  write_metadata_index();
 }
 
 TakeJob::~TakeJob() {
@@ -230,15 +231,10 @@ std::shared_ptr<const SnapshotMetadata> TakeJob::finish() {
   const std::vector<std::string> obsolete = step([this] {
     pipeline_->wait_copied();
     if (on_copied_) on_copied_();
-    if (publishes()) {
-      written_.push_back(take_marker_location(take_id_, rank_));
-      pipeline_->run(
-          [this, location = written_.back(), marker = make_take_marker(this_process())] { create(location, marker); });
-    }
+    if (publishes()) write_beside_data(take_marker_location(take_id_, rank_), make_take_marker(this_process()));
     pipeline_->start();
     complete_metadata();
     write_checksums(pipeline_->finish());
-    write_metadata_index();
     pass_on_notices(*storage_, io_);
     pipeline_.reset();
     plan_ = {};
@@ -285,12 +281,18 @@ void TakeJob::write_checksums(const ChecksumTables& tables) {
 void TakeJob::write_metadata_index() {
   const auto seal = seal_of(std::string_view(text_).substr(0, kSealHeadBytes));
   if (!seal || seal->index_take.empty()) return;
-  write_object(index_location(take_id_), write_index(*metadata_, take_id_, {text_.size(), seal->crc}));
+  write_beside_data(index_location(take_id_), write_index(*metadata_, take_id_, {text_.size(), seal->crc}));
 }
 
 void TakeJob::write_object(const std::string& location, std::string_view content) {
   written_.push_back(location);
   create(location, content);
+}
+
+/// As write_object, by a thread of the data's, while that is being written.
+void TakeJob::write_beside_data(const std::string& location, std::string content) {
+  written_.push_back(location);
+  pipeline_->run([this, location, content = std::move(content)] { create(location, content); });
 }
 
 void TakeJob::create(const std::string& location, std::string_view content) const {

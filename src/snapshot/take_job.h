@@ -60,6 +60,7 @@ class TakeJob {
   void write_checksums(const ChecksumTables& tables);
   void write_metadata_index();
   void write_object(const std::string& location, std::string_view content);
+  void write_beside_data(const std::string& location, std::string content);
   void create(const std::string& location, std::string_view content) const;
   void seal_metadata();
   void publish();
