@@ -289,8 +289,7 @@ class WritePipeline::Object {
 
 WritePipeline::WritePipeline(const WritePlan& plan, Storage& storage, const IoOptions& options, Staging staging,
                              const WriteGuard::Limits& limits)
-    : plan_(plan),
-      options_(options),
+    : options_(options),
       staging_(staging),
       limits_(limits),
       meter_(total_bytes(plan), options_.on_progress),

@@ -74,7 +74,6 @@ class WritePipeline {
   std::function<void()> write_of(const std::shared_ptr<Object>& object, const WriteBlock& block,
                                  MemoryBudget::Lease lease, BufferPool::Buffer buffer, bool is_summed);
 
-  const WritePlan& plan_;
   IoOptions options_;
   const Staging staging_;
   const WriteGuard::Limits limits_;
