@@ -128,13 +128,16 @@ ManifestIndex::Row ManifestIndex::row(std::size_t block) const {
   return row;
 }
 
-Manifest ManifestIndex::read_block(std::size_t block) const {
+const Manifest& ManifestIndex::read_block(std::size_t block) const {
+  if (last_block_ == block) return last_entries_;
+  last_block_.reset();
   const Row where = row(block);
   const std::string bytes = read_(where.offset, where.size);
   if (crc32c(0, bytes) != where.crc) malformed("the checksum of a block is wrong");
-  Manifest entries;
-  decode_entries(parse_part(bytes), take_id_, entries);
-  return entries;
+  last_entries_ = {};
+  decode_entries(parse_part(bytes), take_id_, last_entries_);
+  last_block_ = block;
+  return last_entries_;
 }
 
 std::size_t ManifestIndex::first_block_from(std::string_view path) const {

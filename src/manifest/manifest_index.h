@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -57,7 +58,9 @@ class ManifestIndex {
   };
 
   [[nodiscard]] Row row(std::size_t block) const;
-  [[nodiscard]] Manifest read_block(std::size_t block) const;
+  /// Valid until the next call: the last one is kept, as a look-up asks for it more than once, and often the next one
+  /// does.
+  [[nodiscard]] const Manifest& read_block(std::size_t block) const;
   /// The first block whose first path is not below `path`; the number of blocks when there is none.
   [[nodiscard]] std::size_t first_block_from(std::string_view path) const;
   /// Appends what lies in [from, to): all paths, if `to` is empty only `from` itself.
@@ -71,6 +74,8 @@ class ManifestIndex {
   std::uint64_t table_begin_ = 0;
   std::size_t blocks_ = 0;
   std::string table_;
+  mutable std::optional<std::size_t> last_block_;  ///< whose entries last_entries_ are
+  mutable Manifest last_entries_;
 };
 
 }  // namespace torchsnapshot
