@@ -36,4 +36,9 @@ class ChecksumStore {
   std::map<std::string, std::optional<ChecksumTables>, std::less<>> sidecars_;  ///< nothing: there is none
 };
 
+/// As find(); null also without a store: nothing is verified then.
+inline const ChecksumTable* table_of(const ChecksumStore* checksums, std::string_view object) {
+  return checksums == nullptr ? nullptr : checksums->find(object);
+}
+
 }  // namespace torchsnapshot

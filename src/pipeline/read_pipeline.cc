@@ -16,13 +16,12 @@
 #include "pipeline/options.h"
 #include "pipeline/placing.h"
 #include "plan/blocks.h"
+#include "plan/ranges.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
 namespace {
 
-/// Gaps between reads up to this size are read along rather than sought over.
-constexpr std::uint64_t kMaxGapBytes = 64ULL << 10;
 /// What lies in memory already is looked for, and copied, in windows of this size.
 constexpr std::size_t kViewBytes = 4 << 20;
 
@@ -54,10 +53,6 @@ constexpr std::size_t kViewBytes = 4 << 20;
     }
   }
   throw error;
-}
-
-const ChecksumTable* table_of(const ChecksumStore* checksums, const std::string& location) {
-  return checksums == nullptr ? nullptr : checksums->find(location);
 }
 
 std::uint64_t bytes_of(const ReadBlock& block) {

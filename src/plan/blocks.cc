@@ -6,6 +6,7 @@
 #include <utility>
 #include <variant>
 
+#include "plan/ranges.h"
 #include "tensor/strided_copy.h"
 
 namespace torchsnapshot {
@@ -121,12 +122,7 @@ std::vector<ByteRange> needed_extents(const ObjectRead& object, std::uint64_t ob
                                       std::uint64_t max_gap) {
   std::vector<ByteRange> extents;
   for (const TensorRead& read : object.tensors) {
-    const ByteRange range{round_down(read.range.begin, step), std::min(round_up(read.range.end, step), object_bytes)};
-    if (!extents.empty() && range.begin <= extents.back().end + max_gap) {
-      extents.back().end = std::max(extents.back().end, range.end);
-    } else {
-      extents.push_back(range);
-    }
+    append_joined(extents, widened(read.range, step, object_bytes), max_gap);
   }
   return extents;
 }

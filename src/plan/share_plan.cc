@@ -4,34 +4,12 @@
 #include <map>
 #include <utility>
 
-#include "core/little_endian.h"
+#include "plan/message.h"
+#include "plan/ranges.h"
 #include "torchsnapshot/error.h"
 
 namespace torchsnapshot {
 namespace {
-
-/// Between two ranges this much is read along.
-constexpr std::uint64_t kMaxGapBytes = 64ULL << 10;
-
-/// Takes numbers and texts from the front of a message.
-class WantsReader {
- public:
-  explicit WantsReader(std::string_view bytes) : bytes_(bytes) {}
-
-  std::uint64_t number() { return get_little_endian<std::uint64_t>(take(sizeof(std::uint64_t))); }
-  std::string text() { return std::string(take(number())); }
-  [[nodiscard]] std::size_t left() const noexcept { return bytes_.size(); }
-
- private:
-  std::string_view take(std::uint64_t size) {
-    if (size > bytes_.size()) throw Error(ErrorCode::kInternal, "what a rank wants to read is cut off");
-    const std::string_view taken = bytes_.substr(0, size);
-    bytes_.remove_prefix(size);
-    return taken;
-  }
-
-  std::string_view bytes_;
-};
 
 /// What two lists of ranges have in common.
 std::vector<ByteRange> intersection(const std::vector<ByteRange>& a, const std::vector<ByteRange>& b) {
@@ -50,18 +28,10 @@ std::vector<ByteRange> intersection(const std::vector<ByteRange>& a, const std::
 
 /// Extended to whole checksum blocks, near ones joined.
 std::vector<ByteRange> read_ranges(const ObjectWants& object) {
+  const std::uint64_t step = std::max<std::uint64_t>(1, object.block_bytes);
   std::vector<ByteRange> ranges;
-  for (ByteRange range : object.ranges) {
-    if (object.block_bytes != 0) {
-      range.begin -= range.begin % object.block_bytes;
-      const std::uint64_t over = range.end % object.block_bytes;
-      if (over != 0) range.end = std::min(object.object_bytes, range.end + object.block_bytes - over);
-    }
-    if (!ranges.empty() && range.begin <= ranges.back().end + kMaxGapBytes) {
-      ranges.back().end = std::max(ranges.back().end, range.end);
-    } else {
-      ranges.push_back(range);
-    }
+  for (const ByteRange range : object.ranges) {
+    append_joined(ranges, widened(range, step, object.object_bytes), kMaxGapBytes);
   }
   return ranges;
 }
@@ -101,25 +71,24 @@ bool is_within(ByteRange range, const std::vector<ByteRange>& ranges) {
 }  // namespace
 
 std::string serialize(const ReadWants& wants) {
-  std::string bytes;
+  MessageWriter writer;
   for (const ObjectWants& object : wants) {
-    put_little_endian(bytes, static_cast<std::uint64_t>(object.location.size()));
-    bytes += object.location;
-    put_little_endian(bytes, object.object_bytes);
-    put_little_endian(bytes, object.block_bytes);
-    put_little_endian(bytes, static_cast<std::uint64_t>(object.ranges.size()));
+    writer.text(object.location);
+    writer.number(object.object_bytes);
+    writer.number(object.block_bytes);
+    writer.number<std::uint64_t>(object.ranges.size());
     for (const ByteRange range : object.ranges) {
-      put_little_endian(bytes, range.begin);
-      put_little_endian(bytes, range.end);
+      writer.number(range.begin);
+      writer.number(range.end);
     }
   }
-  return bytes;
+  return writer.take();
 }
 
 ReadWants parse_wants(std::string_view bytes) {
-  WantsReader reader(bytes);
+  MessageReader reader(bytes, Error(ErrorCode::kInternal, "what a rank wants to read is cut off"));
   ReadWants wants;
-  while (reader.left() > 0) {
+  while (!reader.at_end()) {
     ObjectWants object;
     object.location = reader.text();
     object.object_bytes = reader.number();
@@ -159,12 +128,7 @@ std::vector<ByteRange> joined(std::vector<ByteRange> ranges) {
   std::sort(ranges.begin(), ranges.end(), [](ByteRange a, ByteRange b) { return a.begin < b.begin; });
   std::vector<ByteRange> all;
   for (const ByteRange range : ranges) {
-    if (range.begin >= range.end) continue;
-    if (!all.empty() && range.begin <= all.back().end) {
-      all.back().end = std::max(all.back().end, range.end);
-    } else {
-      all.push_back(range);
-    }
+    if (range.begin < range.end) append_joined(all, range, 0);
   }
   return all;
 }

@@ -10,9 +10,9 @@
 #include <utility>
 #include <variant>
 
-#include "core/little_endian.h"
 #include "manifest/primitive.h"
 #include "plan/glob.h"
+#include "plan/message.h"
 #include "plan/partition.h"
 #include "torchsnapshot/error.h"
 
@@ -83,41 +83,9 @@ std::uint64_t digest_of_ranks(const Dims& ranks) {
   return digester.digest().low;
 }
 
-class Writer {
- public:
-  void number(std::uint64_t value) { put_little_endian(text_, value); }
-  void byte(std::size_t value) { text_ += static_cast<char>(value); }
-  void text(std::string_view value) {
-    number(value.size());
-    text_ += value;
-  }
-  std::string take() { return std::move(text_); }
-
- private:
-  std::string text_;
-};
-
-class Reader {
- public:
-  explicit Reader(std::string_view bytes) : bytes_(bytes) {}
-  std::uint64_t number() { return get_little_endian<std::uint64_t>(take(8)); }
-  std::size_t byte() { return static_cast<unsigned char>(take(1)[0]); }
-  std::string text() { return std::string(take(number())); }
-  [[nodiscard]] bool at_end() const { return bytes_.empty(); }
-  void expect_end() const {
-    if (!at_end()) fail();
-  }
-
- private:
-  [[noreturn]] static void fail() { throw Error(ErrorCode::kCorrupt, "a message of another rank is malformed"); }
-  std::string_view take(std::uint64_t size) {
-    if (size > bytes_.size()) fail();
-    const std::string_view taken = bytes_.substr(0, size);
-    bytes_.remove_prefix(size);
-    return taken;
-  }
-  std::string_view bytes_;
-};
+Error malformed() {
+  return Error(ErrorCode::kCorrupt, "a message of another rank is malformed");
+}
 
 /// Portions of each leaf of the list. Small objects stay together with rank 0, which finds equal ones.
 std::vector<std::vector<Portion>> portions_of(const std::vector<ReplicatedLeaf>& leaves, std::int64_t world_size) {
@@ -286,7 +254,7 @@ Digest form_of(const LocalShares& shares) {
 }
 
 std::string serialize(const ShareSummary& summary) {
-  Writer writer;
+  MessageWriter writer;
   writer.byte(summary.groups.size());
   for (const ShareSummary::Group& group : summary.groups) {
     writer.number(group.ranks);
@@ -297,7 +265,7 @@ std::string serialize(const ShareSummary& summary) {
 }
 
 ShareSummary parse_summary(std::string_view bytes) {
-  Reader reader(bytes);
+  MessageReader reader(bytes, malformed());
   ShareSummary summary;
   for (std::size_t count = reader.byte(); count > 0; --count) {
     ShareSummary::Group group;
@@ -311,7 +279,7 @@ ShareSummary parse_summary(std::string_view bytes) {
 }
 
 std::string serialize(const std::vector<ReplicatedLeaf>& leaves) {
-  Writer writer;
+  MessageWriter writer;
   for (const ReplicatedLeaf& leaf : leaves) {
     writer.text(leaf.path);
     writer.text(leaf.kind);
@@ -333,7 +301,7 @@ std::size_t serialized_size(const std::vector<ReplicatedLeaf>& leaves) {
 }
 
 std::vector<ReplicatedLeaf> parse_leaves(std::string_view bytes) {
-  Reader reader(bytes);
+  MessageReader reader(bytes, malformed());
   std::vector<ReplicatedLeaf> leaves;
   while (!reader.at_end()) {
     ReplicatedLeaf leaf;

@@ -60,14 +60,6 @@ std::shared_ptr<const SnapshotMetadata> Snapshot::metadata(bool verify) const {
 
 namespace {
 
-/// See find_own_leaf.
-bool is_own_leaf(const ManifestIndex& index, std::int64_t rank, const std::string& path) {
-  SnapshotMetadata found;
-  found.world_size = index.world_size();
-  index.select(path, false, found.manifest);
-  return find_own_leaf(found, rank, path).has_value();
-}
-
 /// Whether these paths and what is below them are so much that all of the metadata is read in less time.
 bool is_most(const ManifestIndex& index, const std::vector<std::string>& paths) {
   constexpr std::uint64_t kFewEntries = 16 * kIndexBlockEntries;  // the estimate is in blocks
@@ -94,9 +86,10 @@ std::shared_ptr<const SavedState> Snapshot::Cache::part(const Snapshot& snapshot
   try {
     if (is_most(*index, paths)) return nullptr;
     for (const std::string& path : paths) {
+      index->select(path, false, found->manifest);
       // A leaf needs no containers, which may name a million children.
-      const bool is_leaf = path.find('/') != std::string::npos && is_own_leaf(*index, rank, path);
-      for (std::size_t at = path.find('/'); !is_leaf && at != std::string::npos; at = path.find('/', at + 1)) {
+      if (find_own_leaf(*found, rank, path)) continue;
+      for (std::size_t at = path.find('/'); at != std::string::npos; at = path.find('/', at + 1)) {
         index->select(std::string_view(path).substr(0, at), false, found->manifest);
       }
       index->select(path, true, found->manifest);

@@ -22,6 +22,7 @@
 #include "coord/commit_vote.h"
 #include "coord/peer_error.h"
 #include "core/little_endian.h"
+#include "plan/message.h"
 #include "plan/world_plan.h"
 
 namespace torchsnapshot {
@@ -41,32 +42,26 @@ constexpr RoundSize kSmall{16ULL << 20, 64ULL << 20};
 constexpr RoundSize kLarge{64ULL << 20, 256ULL << 20};
 
 std::string serialize(const std::vector<Corruption>& found) {
-  std::string bytes;
+  MessageWriter writer;
   for (const Corruption& corruption : found) {
-    put_little_endian(bytes, static_cast<std::uint64_t>(corruption.location.size()));
-    bytes += corruption.location;
-    put_little_endian(bytes, corruption.range.begin);
-    put_little_endian(bytes, corruption.range.end);
-    put_little_endian(bytes, corruption.expected);
-    put_little_endian(bytes, corruption.found);
+    writer.text(corruption.location);
+    writer.number(corruption.range.begin);
+    writer.number(corruption.range.end);
+    writer.number(corruption.expected);
+    writer.number(corruption.found);
   }
-  return bytes;
+  return writer.take();
 }
 
 void parse_corruptions(std::string_view bytes, std::vector<Corruption>& found) {
-  constexpr std::size_t kRest = 2 * sizeof(std::uint64_t) + 2 * sizeof(std::uint32_t);
-  while (!bytes.empty()) {
-    const std::uint64_t length = bytes.size() < kSizeBytes ? UINT64_MAX : get_little_endian<std::uint64_t>(bytes);
-    if (bytes.size() < kSizeBytes + kRest || length > bytes.size() - kSizeBytes - kRest) {
-      throw Error(ErrorCode::kInternal, "what a rank found damaged is cut off");
-    }
+  MessageReader reader(bytes, Error(ErrorCode::kInternal, "what a rank found damaged is cut off"));
+  while (!reader.at_end()) {
     Corruption corruption;
-    corruption.location = bytes.substr(kSizeBytes, length);
-    bytes.remove_prefix(kSizeBytes + length);
-    corruption.range = {get_little_endian<std::uint64_t>(bytes), get_little_endian<std::uint64_t>(bytes, 8)};
-    corruption.expected = get_little_endian<std::uint32_t>(bytes, 16);
-    corruption.found = get_little_endian<std::uint32_t>(bytes, 20);
-    bytes.remove_prefix(kRest);
+    corruption.location = reader.text();
+    corruption.range.begin = reader.number();
+    corruption.range.end = reader.number();
+    corruption.expected = reader.number<std::uint32_t>();
+    corruption.found = reader.number<std::uint32_t>();
     found.push_back(std::move(corruption));
   }
 }

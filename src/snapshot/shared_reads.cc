@@ -30,15 +30,11 @@ namespace {
 constexpr std::size_t kPlacingThreads = 4;
 static_assert(kParcelBytes <= kStagingBufferBytes);
 
-const ChecksumTable* table_of(const ReadContext& context, const std::string& location) {
-  return context.checksums == nullptr ? nullptr : context.checksums->find(location);
-}
-
 /// What this rank would take from another one.
 ReadWants wants_of(const ReadPlan& plan, const ReadContext& context) {
   ReadWants wants;
   for (const ObjectRead& object : plan.objects) {
-    const ChecksumTable* table = table_of(context, object.location);
+    const ChecksumTable* table = table_of(context.checksums, object.location);
     const auto size = context.sizes.find(object.location);
     if (size == context.sizes.end() || (table != nullptr && table->block_bytes > kParcelBytes)) continue;
     std::vector<ByteRange> ranges;
@@ -222,7 +218,7 @@ class SharedRun {
       reader = source.reader.get();
     }
     reader->read(part.range.begin, bytes);
-    if (const ChecksumTable* table = table_of(context_, location)) {
+    if (const ChecksumTable* table = table_of(context_.checksums, location)) {
       std::vector<Corruption> found;
       for (const BlockMismatch& mismatch : find_mismatches(*table, part.range.begin, bytes)) {
         found.push_back({{}, location, mismatch.range, mismatch.expected, mismatch.found});
